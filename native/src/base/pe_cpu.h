@@ -1,0 +1,17 @@
+/* What this processor can do and how many cores we may use; asked once per engine. */
+#ifndef PE_CPU_H
+#define PE_CPU_H
+
+#include "pe_base.h"
+
+/* The best instruction set of this processor and operating system. */
+pe_isa pe_cpu_best_isa(void);
+
+/* "scalar", "avx2"; static storage. */
+const char *pe_cpu_isa_name(pe_isa isa);
+
+/* Cores this process may use: its affinity mask and its cgroup's CPU quota,
+ * rounded up, whichever is less; at least 1. */
+uint32_t pe_cpu_n_usable(void);
+
+#endif

@@ -1,0 +1,317 @@
+/* The engine and its sessions: parameters checked, references counted, calls
+ * serialised, batches cut to the scratch memory's size.
+ */
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "pe_cpu.h"
+#include "pe_forward.h"
+#include "pe_mem.h"
+
+/* Enough columns to amortise unpacking the weights; scratch stays below 100 MB for
+ * 8B shapes (256 tokens * 4 bytes * (3 * 4096 + 2 * 14336 + ...)). */
+#define DEFAULT_N_BATCH 256u
+#define MAX_N_BATCH 65536u
+#define MAX_THREADS 1024u
+
+struct pe_engine {
+    atomic_uint n_references;
+    pthread_mutex_t mutex;  // held by every call that computes or changes pages
+    pe_file *file;
+    pe_model model;
+    pe_ops ops;
+    pe_kv_pool kv;
+    pe_scratch scratch;
+    uint32_t n_ctx;
+};
+
+struct pe_session {
+    pe_engine *engine;
+    pe_kv_table table;
+    uint32_t n_tokens;
+    bool in_call;  // named by a feed of the running call
+};
+
+/* ---- open and close --------------------------------------------------- */
+
+pe_status pe_file_check(const pe_file *file, pe_error *err) {
+    pe_model model;
+    PE_TRY(pe_bind(&model, file, err));
+    pe_bind_free(&model);
+    return PE_OK;
+}
+
+static pe_status at_most(const char *what, uint64_t value, uint64_t max, pe_error *err) {
+    if (value > max) {
+        return pe_fail(err, PE_ERR_ARG, "%s: expected at most %" PRIu64 ", found %" PRIu64, what,
+                       max, value);
+    }
+    return PE_OK;
+}
+
+static pe_status check_params(const pe_engine_params *params, pe_error *err) {
+    if (params->struct_bytes != sizeof *params) {
+        return pe_fail(err, PE_ERR_ARG,
+                       "pe_engine_params: expected %zu bytes, found %u: caller and library are of"
+                       " different versions",
+                       sizeof *params, params->struct_bytes);
+    }
+    PE_TRY(at_most("n_threads", params->n_threads, MAX_THREADS, err));
+    PE_TRY(at_most("n_batch", params->n_batch, MAX_N_BATCH, err));
+    PE_TRY(at_most("kv_type", params->kv_type, PE_KV_F16, err));
+    PE_TRY(at_most("isa", params->isa, PE_ISA_AVX2, err));
+    if (params->isa > (uint32_t)pe_cpu_best_isa()) {
+        return pe_fail(err, PE_ERR_ARG, "isa: expected what this processor has, up to %s, found %s",
+                       pe_cpu_isa_name(pe_cpu_best_isa()),
+                       pe_cpu_isa_name((pe_isa)params->isa));
+    }
+    return PE_OK;
+}
+
+static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, pe_error *err) {
+    PE_TRY(check_params(params, err));
+    PE_TRY(pe_bind(&engine->model, engine->file, err));
+    const pe_hparams *hp = &engine->model.hparams;
+    engine->n_ctx = params->n_ctx > 0 ? params->n_ctx : hp->n_ctx_train;
+    if (engine->n_ctx > hp->n_ctx_train) {
+        return pe_fail(err, PE_ERR_ARG,
+                       "n_ctx: expected at most %u, the context the model was trained for, found"
+                       " %u",
+                       hp->n_ctx_train, engine->n_ctx);
+    }
+    pe_kv_type kv_type = (pe_kv_type)params->kv_type;
+    if (kv_type == PE_KV_AUTO) {
+        kv_type = engine->model.all_f32 ? PE_KV_F32 : PE_KV_F16;
+    }
+    const pe_kv_shape shape = {.n_layers = hp->n_layers,
+                               .n_kv_heads = hp->n_kv_heads,
+                               .d_k = hp->d_k,
+                               .d_v = hp->d_v,
+                               .type = kv_type};
+    const uint64_t max_kv_bytes = params->max_kv_bytes > 0 ? params->max_kv_bytes : UINT64_MAX;
+    PE_TRY(pe_kv_pool_init(&engine->kv, &shape, max_kv_bytes, err));
+    pe_kernels_init(&engine->ops.kernels, (pe_isa)params->isa);
+    const uint32_t n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH;
+    PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx), err));
+    const uint32_t n_threads = params->n_threads > 0 ? params->n_threads : pe_cpu_n_usable();
+    return pe_pool_new(&engine->ops.pool, n_threads, err);
+}
+
+pe_status pe_engine_open(pe_engine **out_engine, pe_file *file, const pe_engine_params *params,
+                         pe_error *err) {
+    *out_engine = NULL;
+    pe_engine *engine = pe_mem_zalloc(1, sizeof *engine);
+    if (engine == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "engine: no memory to open it");
+    }
+    atomic_init(&engine->n_references, 1);
+    pthread_mutex_init(&engine->mutex, NULL);
+    engine->file = pe_file_acquire(file);
+    const pe_status status = open_engine(engine, params, err);
+    if (status != PE_OK) {
+        pe_engine_close(engine);
+        return status;
+    }
+    *out_engine = engine;
+    return PE_OK;
+}
+
+void pe_engine_close(pe_engine *engine) {
+    if (engine == NULL || atomic_fetch_sub(&engine->n_references, 1) != 1) {
+        return;
+    }
+    pe_pool_free(engine->ops.pool);
+    pe_scratch_free(&engine->scratch);
+    pe_bind_free(&engine->model);
+    pe_file_close(engine->file);
+    pthread_mutex_destroy(&engine->mutex);
+    pe_mem_free(engine);
+}
+
+void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
+    const pe_hparams *hp = &engine->model.hparams;
+    pthread_mutex_lock(&engine->mutex);
+    *out_info = (pe_engine_info){
+        .architecture = engine->model.arch->name,
+        .isa = pe_cpu_isa_name(engine->ops.kernels.isa),
+        .n_vocab = hp->n_vocab,
+        .n_ctx = engine->n_ctx,
+        .n_ctx_train = hp->n_ctx_train,
+        .n_layers = hp->n_layers,
+        .d_model = hp->d_model,
+        .n_heads = hp->n_heads,
+        .n_kv_heads = hp->n_kv_heads,
+        .n_threads = pe_pool_n_threads(engine->ops.pool),
+        .n_batch = engine->scratch.n_batch,
+        .kv_type = engine->kv.shape.type,
+        .weight_bytes = engine->model.weight_bytes,
+        .decode_bytes = engine->model.decode_bytes,
+        .scratch_bytes = engine->scratch.n_bytes,
+        .kv_page_bytes = engine->kv.page_bytes,
+        .kv_bytes = engine->kv.n_pages * engine->kv.page_bytes,
+        .kv_bytes_peak = engine->kv.n_pages_peak * engine->kv.page_bytes,
+    };
+    pthread_mutex_unlock(&engine->mutex);
+}
+
+/* ---- sessions --------------------------------------------------------- */
+
+pe_status pe_session_new(pe_session **out_session, pe_engine *engine, pe_error *err) {
+    *out_session = NULL;
+    pe_session *session = pe_mem_zalloc(1, sizeof *session);
+    if (session == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "session: no memory for another");
+    }
+    atomic_fetch_add(&engine->n_references, 1);
+    session->engine = engine;
+    *out_session = session;
+    return PE_OK;
+}
+
+pe_status pe_session_fork(pe_session **out_session, pe_session *session, pe_error *err) {
+    pe_engine *engine = session->engine;
+    PE_TRY(pe_session_new(out_session, engine, err));
+    pthread_mutex_lock(&engine->mutex);
+    const pe_status status = pe_kv_share(&(*out_session)->table, &session->table, err);
+    (*out_session)->n_tokens = session->n_tokens;
+    pthread_mutex_unlock(&engine->mutex);
+    if (status != PE_OK) {
+        pe_session_free(*out_session);
+        *out_session = NULL;
+    }
+    return status;
+}
+
+void pe_session_free(pe_session *session) {
+    if (session == NULL) {
+        return;
+    }
+    pe_engine *engine = session->engine;
+    pthread_mutex_lock(&engine->mutex);
+    pe_kv_clear(&engine->kv, &session->table);
+    pthread_mutex_unlock(&engine->mutex);
+    pe_mem_free(session);
+    pe_engine_close(engine);
+}
+
+uint32_t pe_session_n_tokens(const pe_session *session) {
+    return session->n_tokens;
+}
+
+pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *err) {
+    pe_engine *engine = session->engine;
+    pe_status status = PE_OK;
+    pthread_mutex_lock(&engine->mutex);
+    if (n_tokens > session->n_tokens) {
+        status = pe_fail(err, PE_ERR_ARG, "rewind: expected at most the %u tokens held, found %u",
+                         session->n_tokens, n_tokens);
+    } else {
+        pe_kv_truncate(&engine->kv, &session->table, n_tokens);
+        session->n_tokens = n_tokens;
+    }
+    pthread_mutex_unlock(&engine->mutex);
+    return status;
+}
+
+/* ---- forward ---------------------------------------------------------- */
+
+static pe_status check_feed(const pe_engine *engine, const pe_feed *feed, pe_error *err) {
+    const uint32_t n_vocab = engine->model.hparams.n_vocab;
+    const pe_session *session = feed->session;
+    if (session == NULL || session->engine != engine) {
+        return pe_fail(err, PE_ERR_ARG, "feed: expected a session of this engine, found another's");
+    }
+    if (session->in_call) {
+        return pe_fail(err, PE_ERR_ARG, "feed: expected each session once, found one twice");
+    }
+    if (feed->n_tokens == 0 || feed->tokens == NULL) {
+        return pe_fail(err, PE_ERR_ARG, "feed: expected 1 token or more, found none");
+    }
+    if (feed->n_logits > feed->n_tokens || (feed->n_logits > 0 && feed->logits == NULL)) {
+        return pe_fail(err, PE_ERR_ARG,
+                       "feed: expected room for at most %u rows of logits, found %u%s",
+                       feed->n_tokens, feed->n_logits,
+                       feed->logits == NULL ? " and no room" : "");
+    }
+    for (uint32_t i = 0; i < feed->n_tokens; i++) {
+        if (feed->tokens[i] >= n_vocab) {
+            return pe_fail(err, PE_ERR_ARG, "token %u: expected an id below %u, found %u", i,
+                           n_vocab, feed->tokens[i]);
+        }
+    }
+    if (feed->n_tokens > engine->n_ctx - session->n_tokens) {
+        return pe_fail(err, PE_ERR_CONTEXT,
+                       "context: expected at most %u tokens, found %u held and %u more",
+                       engine->n_ctx, session->n_tokens, feed->n_tokens);
+    }
+    return PE_OK;
+}
+
+/* Runs what the scratch holds and empties it. */
+static pe_status run_batch(pe_engine *engine, const int32_t *cancel, pe_error *err) {
+    if (engine->scratch.n_tokens == 0) {
+        return PE_OK;
+    }
+    const pe_status status = pe_forward(&engine->model, &engine->ops, &engine->kv,
+                                        &engine->scratch, cancel, err);
+    engine->scratch.n_tokens = 0;
+    return status;
+}
+
+static pe_status run_feeds(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
+                           const int32_t *cancel, pe_error *err) {
+    pe_scratch *s = &engine->scratch;
+    s->n_tokens = 0;
+    for (uint32_t i = 0; i < n_feeds; i++) {
+        const pe_feed *feed = &feeds[i];
+        pe_session *session = feed->session;
+        PE_TRY(pe_kv_reserve(&engine->kv, &session->table, session->n_tokens,
+                             (uint64_t)session->n_tokens + feed->n_tokens, err));
+    }
+    for (uint32_t i = 0; i < n_feeds; i++) {
+        const pe_feed *feed = &feeds[i];
+        const uint32_t first_logits = feed->n_tokens - feed->n_logits;
+        for (uint32_t j = 0; j < feed->n_tokens; j++) {
+            float *logits = NULL;
+            if (j >= first_logits) {
+                logits = feed->logits + (uint64_t)(j - first_logits) * engine->model.hparams.n_vocab;
+            }
+            s->tokens[s->n_tokens] = (pe_token){.id = feed->tokens[j], .logits = logits};
+            s->places[s->n_tokens] = (pe_place){.table = &feed->session->table,
+                                                .position = feed->session->n_tokens + j};
+            if (++s->n_tokens == s->n_batch) {
+                PE_TRY(run_batch(engine, cancel, err));
+            }
+        }
+    }
+    return run_batch(engine, cancel, err);
+}
+
+pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
+                            const int32_t *cancel, pe_error *err) {
+    pthread_mutex_lock(&engine->mutex);
+    pe_status status = PE_OK;
+    uint32_t n_checked = 0;
+    for (; n_checked < n_feeds && status == PE_OK; n_checked++) {
+        status = check_feed(engine, &feeds[n_checked], err);
+        if (status != PE_OK) {
+            break;
+        }
+        feeds[n_checked].session->in_call = true;
+    }
+    if (status == PE_OK) {
+        status = run_feeds(engine, feeds, n_feeds, cancel, err);
+    }
+    for (uint32_t i = 0; i < n_checked; i++) {
+        pe_session *session = feeds[i].session;
+        session->in_call = false;
+        if (status == PE_OK) {
+            session->n_tokens += feeds[i].n_tokens;
+        } else {
+            pe_kv_truncate(&engine->kv, &session->table, session->n_tokens);
+        }
+    }
+    pthread_mutex_unlock(&engine->mutex);
+    return status;
+}

@@ -1,0 +1,126 @@
+/* The one table of kernels, and what each of them computes.
+ *
+ * scalar.c defines every entry and fills the table; an instruction set's file then
+ * overwrites what it does faster. All of them give the same bits. That is possible
+ * because each float operation below is defined down to its order:
+ *
+ *   - fma(a, b, c) is one fused multiply-add, rounded once; every other operation
+ *     is rounded by itself (the core is built with -ffp-contract=off).
+ *   - A float sum over k runs in PE_LANES virtual lanes: lane l adds up elements
+ *     l, l + 16, l + 32, ... in that order by fma, starting at +0, where elements
+ *     past the end count as 0; then lanes are added in halves: i and i + 8, i and
+ *     i + 4, i and i + 2, i and i + 1. (lane_sum below.)
+ *   - A dot of quantized weights and 8-bit activations is exact in int32 within a
+ *     block; then one fma per block, in block order. Rows are independent, so
+ *     vector code puts rows in lanes.
+ *   - exp is the polynomial of pe_exp_f32, evaluated by fma in Horner order.
+ *
+ * No kernel allocates, locks, reports errors or looks outside its arguments. None
+ * needs aligned pointers unless it says so. All are re-entrant.
+ */
+#ifndef PE_KERNELS_H
+#define PE_KERNELS_H
+
+#include "pe_dtype.h"
+
+/* Virtual lanes of a float sum: one AVX-512 register, two of AVX2, four of NEON. */
+#define PE_LANES 16
+
+/* 32 activations as 8-bit integers: x = d * q, q in -127..127.
+ * d = max|x| / 127 and q = x * (127 / max|x|) rounded to nearest even. A block that
+ * holds NaN or infinity has d = NaN and q = 0, so that what it touches is NaN too. */
+typedef struct pe_act_block {
+    float d;
+    int32_t sum;  // of q
+    int8_t q[PE_BLOCK];
+} pe_act_block;
+_Static_assert(sizeof(pe_act_block) == 40, "40 bytes per 32 activations");
+
+/* out[c * out_stride + r] = dot of weight row r and activation column c.
+ *
+ * shape    weights: n_rows rows of n_k weights, row_bytes apart
+ *          acts: n_cols columns of n_k, act_bytes apart: floats, or pe_act_blocks,
+ *          as the type's pe_acts_kind says
+ *          n_k a multiple of the type's block
+ * alias    out overlaps neither input
+ * numeric  float types: lane_sum of fma(weight, act) with the weight widened
+ *          Q4_0, Q8_0:  acc = fma((float)isum, dw * da, acc), isum = sum of q_w q_a,
+ *                       q_w being q - 8 in Q4_0
+ *          Q4_1:        the same with q_w = q, then acc = fma(m, da * (float)sum, acc)
+ *          Q6_K:        acc = fma((float)isum, dw * da, acc) per 32 weights, isum the
+ *                       sum over its two sub-blocks of scale * (sum of (q - 32) q_a) */
+typedef void (*pe_matmul_fn)(float *out, size_t out_stride, const void *weights,
+                             size_t row_bytes, size_t n_rows, const void *acts,
+                             size_t act_bytes, size_t n_cols, size_t n_k);
+
+/* State of one query head's softmax over the positions seen so far. */
+typedef struct pe_softmax {
+    float max;  // starts at -infinity
+    float sum;  // of exp(score - max); starts at 0
+} pe_softmax;
+
+/* Queries of the heads that share one KV head, against one KV page.
+ *
+ * shape    q: n_group query heads of d_k floats, d_k apart
+ *          keys: [d_k][PE_PAGE_TOKENS], values: [PE_PAGE_TOKENS][d_v], of the
+ *          cache's type; positions from n_valid on are ignored, n_valid >= 1
+ *          softmax: [n_group]; acc: n_group rows of d_v floats, d_v apart
+ * numeric  score[j] = scale * (fma chain over d_k in order, from +0, of q and key j)
+ *          max' = the largest of max and the scores
+ *          p[j] = exp(score[j] - max'), 0 for ignored j; shrink = exp(max - max')
+ *          sum = sum * shrink + (p added in halves: j and j + 16, ... + 8, 4, 2, 1)
+ *          acc = acc * shrink, then fma(p[j], value[j], acc) for valid j in order */
+typedef void (*pe_attend_fn)(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
+                             const void *keys, const void *values, size_t d_k, size_t d_v,
+                             size_t n_valid, float scale);
+
+typedef struct pe_kernels {
+    pe_isa isa;  // the best level that filled any entry
+
+    /* Quantizes n activations, a multiple of PE_BLOCK, into n / PE_BLOCK blocks. */
+    void (*quantize_acts)(pe_act_block *out, const float *x, size_t n);
+
+    /* By type number; NULL for types that cannot be computed with. */
+    pe_matmul_fn matmul[PE_DTYPE_END];
+
+    /* out[i] = (x[i] * r) * weight[i], r = 1 / sqrt(lane_sum(x * x) / n + eps).
+     * alias    out may be x */
+    void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps);
+
+    /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
+     * alias    out may be gate or up */
+    void (*silu_mul)(float *out, const float *gate, const float *up, size_t n);
+
+    /* By pe_kv_type. */
+    pe_attend_fn attend[3];
+} pe_kernels;
+
+/* Fills the table for an instruction set that this processor has.
+ * errors   cannot fail: an instruction set that is missing here falls back to the
+ *          best below it, and kernels->isa says which */
+void pe_kernels_init(pe_kernels *kernels, pe_isa isa);
+
+/* What each level adds; a level of another processor family adds nothing. */
+void pe_kernels_init_scalar(pe_kernels *kernels);
+void pe_kernels_init_avx2(pe_kernels *kernels);
+
+/* ---- shared definitions ----------------------------------------------- */
+
+/* Constants of the float exponential (Cephes expf, S. Moshier): e^x = 2^n e^r with
+ * n = x / ln 2 rounded by adding 1.5 * 2^23, r = x - n ln 2 in two fma steps, and
+ * e^r = 1 + r + r^2 P(r). x is first held to [-87, 88], where 2^n is a normal
+ * float; NaN passes through. Relative error below 2 ulp. */
+#define PE_EXP_MIN (-87.0f)
+#define PE_EXP_MAX 88.0f
+#define PE_EXP_LOG2E 0x1.715476p+0f
+#define PE_EXP_MAGIC 0x1.8p+23f
+#define PE_EXP_LN2_HI 0x1.63p-1f
+#define PE_EXP_LN2_LO (-0x1.bd0106p-13f)
+#define PE_EXP_P0 1.9875691500e-4f
+#define PE_EXP_P1 1.3981999507e-3f
+#define PE_EXP_P2 8.3334519073e-3f
+#define PE_EXP_P3 4.1665795894e-2f
+#define PE_EXP_P4 1.6666665459e-1f
+#define PE_EXP_P5 5.0000001201e-1f
+
+#endif

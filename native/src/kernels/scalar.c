@@ -1,0 +1,253 @@
+/* The definition of every kernel, one operation at a time.
+ *
+ * This is the reference that all other code is compared with, bit for bit, and the
+ * code that runs where nothing better exists. It is written to be read against the
+ * formulas of pe_kernels.h, not to be fast.
+ */
+#include <math.h>
+
+#include "pe_kernels.h"
+
+/* ---- shared ----------------------------------------------------------- */
+
+static float add_in_halves(float *lanes, size_t n_lanes) {
+    for (size_t half = n_lanes / 2; half >= 1; half /= 2) {
+        for (size_t i = 0; i < half; i++) {
+            lanes[i] = lanes[i] + lanes[i + half];
+        }
+    }
+    return lanes[0];
+}
+
+/* (condition) ? a : b as a vector maximum does it: b when either is NaN. */
+static float max_or_second(float a, float b) {
+    return a > b ? a : b;
+}
+
+static float exp_f32(float x) {
+    x = x < PE_EXP_MIN ? PE_EXP_MIN : x;  // false for NaN, which stays
+    x = x > PE_EXP_MAX ? PE_EXP_MAX : x;
+    const float t = fmaf(x, PE_EXP_LOG2E, PE_EXP_MAGIC);
+    const uint32_t n = pe_f32_bits(t) - pe_f32_bits(PE_EXP_MAGIC);
+    const float n_f32 = t - PE_EXP_MAGIC;
+    float r = fmaf(n_f32, -PE_EXP_LN2_HI, x);
+    r = fmaf(n_f32, -PE_EXP_LN2_LO, r);
+    float p = PE_EXP_P0;
+    p = fmaf(p, r, PE_EXP_P1);
+    p = fmaf(p, r, PE_EXP_P2);
+    p = fmaf(p, r, PE_EXP_P3);
+    p = fmaf(p, r, PE_EXP_P4);
+    p = fmaf(p, r, PE_EXP_P5);
+    p = fmaf(p, r * r, r) + 1.0f;
+    return p * pe_f32_from_bits((n + 127u) << 23);
+}
+
+/* ---- activations ------------------------------------------------------ */
+
+static void quantize_acts_scalar(pe_act_block *out, const float *x, size_t n) {
+    for (size_t b = 0; b < n / PE_BLOCK; b++, x += PE_BLOCK) {
+        // Magnitudes compare as integers, NaN above infinity above all numbers.
+        uint32_t max_bits = 0;
+        for (size_t i = 0; i < PE_BLOCK; i++) {
+            max_bits = PE_MAX(max_bits, pe_f32_bits(x[i]) & 0x7fffffffu);
+        }
+        const bool finite = max_bits < 0x7f800000u;
+        const float max = pe_f32_from_bits(max_bits);
+        // Below 2^-119 the quotient 127 / max overflows: such a block is all zero.
+        const float inverse = finite && max >= 0x1p-119f ? 127.0f / max : 0.0f;
+        out[b].d = finite ? max / 127.0f : NAN;
+        out[b].sum = 0;
+        for (size_t i = 0; i < PE_BLOCK; i++) {
+            const float scaled = finite ? x[i] * inverse : 0.0f;
+            // Adding 1.5 * 2^23 rounds to nearest even in the low mantissa bits.
+            const uint32_t rounded = pe_f32_bits(scaled + 0x1.8p+23f);
+            out[b].q[i] = (int8_t)(rounded & 0xffu);
+            out[b].sum += out[b].q[i];
+        }
+    }
+}
+
+/* ---- matrix products -------------------------------------------------- */
+
+typedef float (*widen_fn)(const void *weights, size_t i);
+
+static float widen_f32(const void *weights, size_t i) {
+    return ((const float *)weights)[i];
+}
+
+static float widen_f16(const void *weights, size_t i) {
+    return pe_f16_to_f32(((const pe_f16 *)weights)[i]);
+}
+
+static float widen_bf16(const void *weights, size_t i) {
+    return pe_bf16_to_f32(((const pe_bf16 *)weights)[i]);
+}
+
+static float dot_float(const void *weights, const float *x, size_t n_k, widen_fn widen) {
+    float lanes[PE_LANES] = {0};
+    for (size_t k = 0; k < n_k; k += PE_LANES) {
+        for (size_t l = 0; l < PE_LANES; l++) {
+            const bool inside = k + l < n_k;
+            const float w = inside ? widen(weights, k + l) : 0.0f;
+            lanes[l] = fmaf(w, inside ? x[k + l] : 0.0f, lanes[l]);
+        }
+    }
+    return add_in_halves(lanes, PE_LANES);
+}
+
+static float dot_q4_0(const pe_block_q4_0 *w, const pe_act_block *x, size_t n_k) {
+    float acc = 0.0f;
+    for (size_t b = 0; b < n_k / PE_BLOCK; b++) {
+        int32_t isum = 0;
+        for (size_t i = 0; i < PE_BLOCK / 2; i++) {
+            isum += ((w[b].q[i] & 15) - 8) * x[b].q[i];
+            isum += ((w[b].q[i] >> 4) - 8) * x[b].q[i + PE_BLOCK / 2];
+        }
+        acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x[b].d, acc);
+    }
+    return acc;
+}
+
+static float dot_q4_1(const pe_block_q4_1 *w, const pe_act_block *x, size_t n_k) {
+    float acc = 0.0f;
+    for (size_t b = 0; b < n_k / PE_BLOCK; b++) {
+        int32_t isum = 0;
+        for (size_t i = 0; i < PE_BLOCK / 2; i++) {
+            isum += (w[b].q[i] & 15) * x[b].q[i];
+            isum += (w[b].q[i] >> 4) * x[b].q[i + PE_BLOCK / 2];
+        }
+        acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x[b].d, acc);
+        acc = fmaf(pe_f16_to_f32(w[b].m), x[b].d * (float)x[b].sum, acc);
+    }
+    return acc;
+}
+
+static float dot_q8_0(const pe_block_q8_0 *w, const pe_act_block *x, size_t n_k) {
+    float acc = 0.0f;
+    for (size_t b = 0; b < n_k / PE_BLOCK; b++) {
+        int32_t isum = 0;
+        for (size_t i = 0; i < PE_BLOCK; i++) {
+            isum += w[b].q[i] * x[b].q[i];
+        }
+        acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x[b].d, acc);
+    }
+    return acc;
+}
+
+/* The bit map of the format is at its struct. Sums stay below 2^24, so that
+ * their conversion to float is exact: 2 * 16 * 32 * 127 * 128 < 2^24. */
+static float dot_q6_k(const pe_block_q6_k *w, const pe_act_block *x, size_t n_k) {
+    float acc = 0.0f;
+    for (size_t b = 0; b < n_k / PE_SUPER_BLOCK; b++) {
+        for (size_t part = 0; part < PE_SUPER_BLOCK / PE_BLOCK; part++, x++) {
+            const size_t half = part / 4;
+            const size_t n = part % 4;
+            int32_t isum = 0;
+            for (size_t i = 0; i < PE_BLOCK; i++) {
+                const int32_t low = w[b].low[64 * half + 32 * (n % 2) + i] >> (4 * (n / 2)) & 15;
+                const int32_t high = w[b].high[32 * half + i] >> (2 * n) & 3;
+                isum += w[b].scale[2 * part + i / 16] * ((low | high << 4) - 32) * x->q[i];
+            }
+            acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x->d, acc);
+        }
+    }
+    return acc;
+}
+
+/* Defines matmul_<name>_scalar: dot_expression for every row w and column x. */
+#define MATMUL(name, dot_expression)                                                          \
+    static void matmul_##name##_scalar(float *out, size_t out_stride, const void *weights,    \
+                                       size_t row_bytes, size_t n_rows, const void *acts,     \
+                                       size_t act_bytes, size_t n_cols, size_t n_k) {         \
+        for (size_t c = 0; c < n_cols; c++) {                                                 \
+            const void *x = (const uint8_t *)acts + c * act_bytes;                            \
+            for (size_t r = 0; r < n_rows; r++) {                                             \
+                const void *w = (const uint8_t *)weights + r * row_bytes;                     \
+                out[c * out_stride + r] = dot_expression;                                     \
+            }                                                                                 \
+        }                                                                                     \
+    }
+
+MATMUL(f32, dot_float(w, x, n_k, widen_f32))
+MATMUL(f16, dot_float(w, x, n_k, widen_f16))
+MATMUL(bf16, dot_float(w, x, n_k, widen_bf16))
+MATMUL(q4_0, dot_q4_0(w, x, n_k))
+MATMUL(q4_1, dot_q4_1(w, x, n_k))
+MATMUL(q8_0, dot_q8_0(w, x, n_k))
+MATMUL(q6_k, dot_q6_k(w, x, n_k))
+
+/* ---- norm and activation ---------------------------------------------- */
+
+static void rms_norm_scalar(float *out, const float *x, const float *weight, size_t n,
+                            float eps) {
+    const float mean = dot_float(x, x, n, widen_f32) / (float)n;
+    const float r = 1.0f / sqrtf(mean + eps);
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (x[i] * r) * weight[i];
+    }
+}
+
+static void silu_mul_scalar(float *out, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        out[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
+    }
+}
+
+/* ---- attention -------------------------------------------------------- */
+
+static void attend_scalar(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
+                          const void *keys, const void *values, size_t d_k, size_t d_v,
+                          size_t n_valid, float scale, widen_fn widen) {
+    for (size_t g = 0; g < n_group; g++, softmax++, q += d_k, acc += d_v) {
+        float p[PE_PAGE_TOKENS] = {0};
+        float max = softmax->max;
+        for (size_t j = 0; j < n_valid; j++) {
+            float score = 0.0f;
+            for (size_t d = 0; d < d_k; d++) {
+                score = fmaf(q[d], widen(keys, d * PE_PAGE_TOKENS + j), score);
+            }
+            p[j] = score * scale;
+            max = max_or_second(p[j], max);
+        }
+        for (size_t j = 0; j < n_valid; j++) {
+            p[j] = exp_f32(p[j] - max);
+        }
+        const float shrink = exp_f32(softmax->max - max);
+        for (size_t d = 0; d < d_v; d++) {
+            acc[d] = acc[d] * shrink;
+            for (size_t j = 0; j < n_valid; j++) {
+                acc[d] = fmaf(p[j], widen(values, j * d_v + d), acc[d]);
+            }
+        }
+        softmax->sum = softmax->sum * shrink + add_in_halves(p, PE_PAGE_TOKENS);
+        softmax->max = max;
+    }
+}
+
+static void attend_f32_scalar(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
+                              const void *keys, const void *values, size_t d_k, size_t d_v,
+                              size_t n_valid, float scale) {
+    attend_scalar(softmax, acc, q, n_group, keys, values, d_k, d_v, n_valid, scale, widen_f32);
+}
+
+static void attend_f16_scalar(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
+                              const void *keys, const void *values, size_t d_k, size_t d_v,
+                              size_t n_valid, float scale) {
+    attend_scalar(softmax, acc, q, n_group, keys, values, d_k, d_v, n_valid, scale, widen_f16);
+}
+
+void pe_kernels_init_scalar(pe_kernels *kernels) {
+    kernels->isa = PE_ISA_SCALAR;
+    kernels->quantize_acts = quantize_acts_scalar;
+    kernels->matmul[PE_DTYPE_F32] = matmul_f32_scalar;
+    kernels->matmul[PE_DTYPE_F16] = matmul_f16_scalar;
+    kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_scalar;
+    kernels->matmul[PE_DTYPE_Q4_0] = matmul_q4_0_scalar;
+    kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_scalar;
+    kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_scalar;
+    kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_scalar;
+    kernels->rms_norm = rms_norm_scalar;
+    kernels->silu_mul = silu_mul_scalar;
+    kernels->attend[PE_KV_F32] = attend_f32_scalar;
+    kernels->attend[PE_KV_F16] = attend_f16_scalar;
+}

@@ -1,0 +1,81 @@
+/* The paged KV cache: keys and values in pages of PE_PAGE_TOKENS positions.
+ *
+ * One page holds its positions for every layer and KV head:
+ *
+ *     layer 0: head 0: keys [d_k][32], values [32][d_v]; head 1: ...
+ *     layer 1: ...
+ *
+ * Keys lie dimension by dimension, so that 32 scores are summed side by side
+ * without horizontal additions; values lie position by position for the same
+ * reason. A table lists one session's pages in order. Pages are counted
+ * references: forked tables share them, and a page is copied before it is written
+ * while shared. Pages are taken as positions fill and freed when the last
+ * reference goes.
+ *
+ * Knows nothing of models or sessions; the caller serialises all calls on one pool
+ * and its tables, except pe_kv_store and the pe_kv_ readers, which may run in
+ * parallel for different positions between a reserve and the next change.
+ */
+#ifndef PE_KV_H
+#define PE_KV_H
+
+#include "pe_status.h"
+
+typedef struct pe_page pe_page;
+
+typedef struct pe_kv_shape {
+    uint32_t n_layers;
+    uint32_t n_kv_heads;
+    uint32_t d_k;
+    uint32_t d_v;
+    pe_kv_type type;
+} pe_kv_shape;
+
+typedef struct pe_kv_pool {
+    pe_kv_shape shape;
+    uint64_t head_bytes;  // keys and values of one layer and head in a page
+    uint64_t page_bytes;
+    uint64_t max_bytes;  // UINT64_MAX: no limit
+    uint64_t n_pages;
+    uint64_t n_pages_peak;
+} pe_kv_pool;
+
+typedef struct pe_kv_table {
+    pe_page **pages;
+    uint64_t n_pages;
+    uint64_t capacity;
+} pe_kv_table;
+
+/* errors   PE_ERR_ARG when a page would not fit 64 bits */
+pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t max_bytes,
+                          pe_error *err);
+
+/* Makes positions [begin, end) writable: takes missing pages, copies shared ones.
+ * errors   PE_ERR_NOMEM when memory or the pool's budget is spent; the table then
+ *          holds the pages it held, some of them perhaps copied */
+pe_status pe_kv_reserve(pe_kv_pool *pool, pe_kv_table *table, uint64_t begin, uint64_t end,
+                        pe_error *err);
+
+/* Releases the pages behind the first n_positions. */
+void pe_kv_truncate(pe_kv_pool *pool, pe_kv_table *table, uint64_t n_positions);
+
+/* Releases everything and leaves an empty table. */
+void pe_kv_clear(pe_kv_pool *pool, pe_kv_table *table);
+
+/* Makes an empty table share all pages of another.
+ * errors   PE_ERR_NOMEM, the table stays empty */
+pe_status pe_kv_share(pe_kv_table *table, const pe_kv_table *from, pe_error *err);
+
+/* Writes one position of one layer.
+ * shape    k: [n_kv_heads][d_k], v: [n_kv_heads][d_v]
+ * errors   cannot fail: the position is reserved */
+void pe_kv_store(const pe_kv_pool *pool, const pe_kv_table *table, uint32_t layer,
+                 uint64_t position, const float *k, const float *v);
+
+/* The keys and values of a page for one layer and head. */
+const void *pe_kv_keys(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,
+                       uint32_t layer, uint32_t head);
+const void *pe_kv_values(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,
+                         uint32_t layer, uint32_t head);
+
+#endif

@@ -1,0 +1,82 @@
+/* Matrix products over a batch: quantizes the activations when a weight asks for
+ * it, then deals runs of rows to threads.
+ */
+#include "pe_ops.h"
+
+#define MAX_PRODUCTS 4
+
+/* Rows per chunk: a multiple of every kernel's tile. Many small chunks even out
+ * slow cores; 64 rows of a 4-bit 4096-wide matrix are 147 KB, some 10 us. */
+#define TILE_ROWS 8u
+#define MAX_CHUNK_ROWS 64u
+#define CHUNKS_PER_THREAD 8u
+
+typedef struct matmul_job {
+    const pe_ops *ops;
+    const pe_product *products;
+    size_t n_products;
+    const pe_acts *acts;
+    uint64_t chunk_rows;
+    uint64_t first_chunk[MAX_PRODUCTS + 1];  // of each product; the last: all chunks
+} matmul_job;
+
+static void quantize_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
+    (void)i_thread;
+    const matmul_job *job = arg;
+    const pe_acts *acts = job->acts;
+    job->ops->kernels.quantize_acts(acts->q8 + i_chunk * (acts->n_k / PE_BLOCK),
+                                    acts->f32 + i_chunk * acts->n_k, acts->n_k);
+}
+
+static void matmul_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
+    (void)i_thread;
+    const matmul_job *job = arg;
+    const pe_acts *acts = job->acts;
+    size_t i = 0;
+    while (i_chunk >= job->first_chunk[i + 1]) {
+        i++;
+    }
+    const pe_product *product = &job->products[i];
+    const pe_weight *weight = product->weight;
+    const uint64_t begin = (i_chunk - job->first_chunk[i]) * job->chunk_rows;
+    const uint64_t n_rows = PE_MIN(job->chunk_rows, weight->n_rows - begin);
+    const bool q8 = pe_dtype_find(weight->dtype)->acts == PE_ACTS_Q8;
+    const size_t act_bytes =
+        q8 ? acts->n_k / PE_BLOCK * sizeof(pe_act_block) : acts->n_k * sizeof(float);
+    job->ops->kernels.matmul[weight->dtype](
+        product->out + begin, product->out_stride,
+        (const uint8_t *)weight->data + begin * weight->row_bytes, weight->row_bytes, n_rows,
+        q8 ? (const void *)acts->q8 : (const void *)acts->f32, act_bytes, acts->n_cols,
+        acts->n_k);
+    if (product->bias != NULL && product->bias->data != NULL) {
+        const float *bias = (const float *)product->bias->data + begin;
+        for (size_t c = 0; c < acts->n_cols; c++) {
+            float *out = product->out + c * product->out_stride + begin;
+            for (uint64_t r = 0; r < n_rows; r++) {
+                out[r] += bias[r];
+            }
+        }
+    }
+}
+
+void pe_matmul(const pe_ops *ops, const pe_product *products, size_t n_products, pe_acts *acts) {
+    matmul_job job = {
+        .ops = ops, .products = products, .n_products = n_products, .acts = acts};
+    uint64_t n_rows = 0;
+    bool needs_q8 = false;
+    for (size_t i = 0; i < n_products; i++) {
+        n_rows += products[i].weight->n_rows;
+        needs_q8 |= pe_dtype_find(products[i].weight->dtype)->acts == PE_ACTS_Q8;
+    }
+    if (needs_q8 && !acts->is_quantized) {
+        pe_pool_run(ops->pool, quantize_chunk, &job, (uint32_t)acts->n_cols);
+        acts->is_quantized = true;
+    }
+    const uint64_t share = n_rows / ((uint64_t)pe_pool_n_threads(ops->pool) * CHUNKS_PER_THREAD);
+    job.chunk_rows = PE_MAX(PE_MIN(share / TILE_ROWS * TILE_ROWS, MAX_CHUNK_ROWS), TILE_ROWS);
+    for (size_t i = 0; i < n_products; i++) {
+        job.first_chunk[i + 1] =
+            job.first_chunk[i] + pe_ceil_div(products[i].weight->n_rows, job.chunk_rows);
+    }
+    pe_pool_run(ops->pool, matmul_chunk, &job, (uint32_t)job.first_chunk[n_products]);
+}

@@ -1,0 +1,66 @@
+"""Large language models on the CPU that you already own.
+
+    import pyengine
+
+    with pyengine.Engine("model.gguf") as engine:
+        for text in engine.generate("Once upon a time", stream=True):
+            print(text, end="", flush=True)
+"""
+
+from pyengine._bundled import bundled_model
+from pyengine._engine import Engine, EngineInfo, Perplexity
+from pyengine._errors import (
+    ArgumentError,
+    CancelledError,
+    ClosedError,
+    ContextFullError,
+    ConversionError,
+    ModelFileError,
+    ModelFormatError,
+    NumericError,
+    OutOfMemoryError,
+    PyengineError,
+    TokenizerError,
+    UnsupportedModelError,
+)
+from pyengine._file import ModelFile, TensorInfo
+from pyengine._generate import Generation, Stream, Timings, TokenLogprob, Usage
+from pyengine._quant import dequantize, quantize
+from pyengine._sampler import Sampler, Sampling
+from pyengine._session import CancelFlag, Session
+from pyengine._tokenizer import Tokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArgumentError",
+    "CancelFlag",
+    "CancelledError",
+    "ClosedError",
+    "ContextFullError",
+    "ConversionError",
+    "Engine",
+    "EngineInfo",
+    "Generation",
+    "ModelFile",
+    "ModelFileError",
+    "ModelFormatError",
+    "NumericError",
+    "OutOfMemoryError",
+    "Perplexity",
+    "PyengineError",
+    "Sampler",
+    "Sampling",
+    "Session",
+    "Stream",
+    "TensorInfo",
+    "Timings",
+    "TokenLogprob",
+    "Tokenizer",
+    "TokenizerError",
+    "UnsupportedModelError",
+    "Usage",
+    "bundled_model",
+    "dequantize",
+    "quantize",
+]

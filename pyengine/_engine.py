@@ -1,0 +1,479 @@
+"""A model ready to run: open, generate, score, close."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+
+from pyengine._bundled import bundled_model
+from pyengine._errors import ArgumentError, ClosedError, TokenizerError
+from pyengine._file import ModelFile
+from pyengine._generate import Generation, Progress, Stream
+from pyengine._native import call, ffi, lib
+from pyengine._sampler import MAX_SEED, Sampler, Sampling, logprobs
+from pyengine._session import CancelFlag, Logits, Session
+from pyengine._tokenizer import Tokenizer
+
+_ISAS = {None: lib.PE_ISA_BEST, "scalar": lib.PE_ISA_SCALAR, "avx2": lib.PE_ISA_AVX2}
+_KV_TYPES = {"auto": lib.PE_KV_AUTO, "f32": lib.PE_KV_F32, "f16": lib.PE_KV_F16}
+
+# Rows of logits that perplexity holds at a time: 64 rows of a 128k vocabulary are 33 MB.
+_SCORED_ROWS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """What an engine is and what it holds; sizes in bytes.
+
+    Attributes:
+        architecture: GGUF name, such as ``"llama"``.
+        isa: Instruction set of the kernels that run.
+        n_ctx: Positions a session may hold.
+        n_ctx_train: Positions the model was trained for.
+        kv_type: How keys and values are stored, ``"f16"`` or ``"f32"``.
+        weight_bytes: All weights; they stay in the file's mapping.
+        decode_bytes: Weights read to decode one token.
+        scratch_bytes: Working memory taken when the engine opened.
+        kv_page_bytes: Taken per 32 positions of a session.
+        kv_bytes: Held in pages now, by all sessions.
+        kv_bytes_peak: The most that ``kv_bytes`` has been.
+    """
+
+    architecture: str
+    isa: str
+    n_vocab: int
+    n_ctx: int
+    n_ctx_train: int
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    n_threads: int
+    n_batch: int
+    kv_type: str
+    weight_bytes: int
+    decode_bytes: int
+    scratch_bytes: int
+    kv_page_bytes: int
+    kv_bytes: int
+    kv_bytes_peak: int
+
+
+@dataclass(frozen=True, slots=True)
+class Perplexity:
+    """How well a model predicts a text.
+
+    Attributes:
+        value: exp of the mean negative log-probability per scored token.
+        error: Its standard error, from the spread over tokens.
+        n_tokens: Tokens scored.
+        n_windows: Windows the text was cut into.
+    """
+
+    value: float
+    error: float
+    n_tokens: int
+    n_windows: int
+
+
+class Engine:
+    """A model bound to its file, with its threads and its KV pages.
+
+    Weights stay in the file's mapping: opening takes milliseconds beyond building the
+    tokenizer, and processes that open the same file share them. One engine may be used
+    from several threads: calls into the core wait for each other. Close it with
+    :meth:`close` or a ``with`` block.
+
+    Args:
+        path: A GGUF file; None opens the bundled story model.
+        n_ctx: Positions a session may hold, up to what the model was trained for, which
+            is the default. Memory is taken only as positions fill.
+        n_threads: Threads that compute, the caller's included; default: usable cores.
+        n_batch: Tokens per pass, 256 by default; more needs more working memory.
+        kv_type: ``"f16"`` or ``"f32"``; ``"auto"`` is f32 for F32 models, else f16.
+        max_kv_bytes: Bound on the KV pages of all sessions together.
+        isa: Force an instruction set, ``"scalar"`` or ``"avx2"``; results do not change.
+
+    Raises:
+        ModelFileError: The file cannot be opened.
+        ModelFormatError: It is not a GGUF model, or a damaged one.
+        UnsupportedModelError: It needs something this build lacks, named.
+        TokenizerError: It has no tokenizer, or one that cannot be built.
+        ArgumentError: An option outside its range, named.
+        OutOfMemoryError: No memory for the working buffers.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        n_ctx: int | None = None,
+        n_threads: int | None = None,
+        n_batch: int | None = None,
+        kv_type: Literal["auto", "f16", "f32"] = "auto",
+        max_kv_bytes: int | None = None,
+        isa: Literal["scalar", "avx2"] | None = None,
+    ) -> None:
+        started = time.perf_counter()
+        self.lock = threading.RLock()
+        self._handle: Any = None
+        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
+        params = ffi.new("pe_engine_params *")
+        params.struct_bytes = ffi.sizeof("pe_engine_params")
+        params.n_ctx = _positive("n_ctx", n_ctx, 2**32)
+        params.n_threads = _positive("n_threads", n_threads, 2**32)
+        params.n_batch = _positive("n_batch", n_batch, 2**32)
+        params.max_kv_bytes = _positive("max_kv_bytes", max_kv_bytes, 2**64)
+        params.isa = _choice("isa", isa, _ISAS)
+        params.kv_type = _choice("kv_type", kv_type, _KV_TYPES)
+
+        self.file = ModelFile(bundled_model() if path is None else path)
+        try:
+            out = ffi.new("pe_engine **")
+            call(lib.pe_engine_open, out, self.file.handle, params)
+            self._handle = ffi.gc(out[0], lib.pe_engine_close)
+            self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
+            if self.tokenizer.n_vocab != self.n_vocab:
+                raise TokenizerError(
+                    f"{self.file.path}: vocabulary: expected {self.n_vocab} tokens as the "
+                    f"embedding has rows, found {self.tokenizer.n_vocab}"
+                )
+        except BaseException:
+            self.close()
+            raise
+        self.load_seconds = time.perf_counter() - started
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        state = "" if self._handle is not None else ", closed"
+        return f"Engine({self.file.path!r}{state})"
+
+    def close(self) -> None:
+        """Frees sessions, pages, threads and the mapping; closing twice is allowed.
+
+        Waits for a call that runs in another thread.
+        """
+        with self.lock:
+            for session in list(self._sessions):
+                session.close()
+            if self._handle is not None:
+                ffi.release(self._handle)
+                self._handle = None
+            self.file.close()
+
+    @property
+    def handle(self) -> Any:
+        """The core's object, for this package's own use."""
+        if self._handle is None:
+            raise ClosedError(f"{self!r}: expected an open engine")
+        return self._handle
+
+    @property
+    def info(self) -> EngineInfo:
+        """What the engine is and holds now."""
+        raw = ffi.new("pe_engine_info *")
+        with self.lock:
+            lib.pe_engine_describe(raw, self.handle)
+            fields = {name: getattr(raw, name) for name in EngineInfo.__slots__}
+            fields["architecture"] = ffi.string(raw.architecture).decode()
+            fields["isa"] = ffi.string(raw.isa).decode()
+        fields["kv_type"] = "f32" if raw.kv_type == lib.PE_KV_F32 else "f16"
+        return EngineInfo(**fields)
+
+    @cached_property
+    def n_vocab(self) -> int:
+        """Tokens of the vocabulary."""
+        return self.info.n_vocab
+
+    @cached_property
+    def n_ctx(self) -> int:
+        """Positions a session may hold."""
+        return self.info.n_ctx
+
+    # ---- tokens ----
+
+    def tokenize(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Token ids of a text.
+
+        Args:
+            text: Any text.
+            add_special: Add the begin and end tokens that the model asks for.
+            parse_special: Read control tokens written in the text as what they name.
+        """
+        return self.tokenizer.encode(
+            text, add_special=add_special, parse_special=parse_special
+        )
+
+    def detokenize(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
+        """The text of token ids; bytes that are not UTF-8 become U+FFFD."""
+        return self.tokenizer.decode(tokens, skip_special=skip_special)
+
+    # ---- sessions and logits ----
+
+    def session(self) -> Session:
+        """Starts an empty timeline, for callers that feed tokens themselves."""
+        out = ffi.new("pe_session **")
+        with self.lock:
+            call(lib.pe_session_new, out, self.handle)
+            return self.adopt(Session(self, out[0]))
+
+    def adopt(self, session: Session) -> Session:
+        """Notes a session that is closed with the engine; for this package's own use."""
+        self._sessions.add(session)
+        return session
+
+    def logits(self, tokens: Sequence[int]) -> Logits:
+        """Logits at every position of a sequence, float32 ``[len(tokens), n_vocab]``.
+
+        Raises:
+            As :meth:`Session.feed`.
+        """
+        with self.session() as session:
+            return session.feed(tokens, logits="all")
+
+    def perplexity(
+        self,
+        text: str,
+        *,
+        window: int = 512,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Perplexity:
+        """Perplexity of a text, cut into windows whose second half is scored.
+
+        The definition is that of llama.cpp's perplexity tool, so values compare: whole
+        windows only, each begun with the model's begin token if it asks for one, scored
+        from token ``window / 2 + 1`` on.
+
+        Args:
+            text: Long enough for one window.
+            window: Tokens per window, 4 to the context's size.
+            progress: Called with windows done and windows in all.
+
+        Raises:
+            ArgumentError: The text is shorter than a window, or the window is impossible.
+        """
+        if not 4 <= window <= self.n_ctx:
+            raise ArgumentError(f"window: expected 4 to {self.n_ctx} tokens, found {window}")
+        begin = self.tokenizer.add_bos and self.tokenizer.bos_id is not None
+        ids = self.tokenize(text, add_special=False)
+        if begin:
+            ids.insert(0, self.tokenizer.bos_id or 0)
+        n_windows = len(ids) // window
+        if n_windows == 0:
+            raise ArgumentError(
+                f"text: expected {window} tokens or more, one window, found {len(ids)}"
+            )
+        scores: list[np.ndarray[Any, Any]] = []
+        with self.session() as session:
+            for i in range(n_windows):
+                part = ids[i * window : (i + 1) * window]
+                if begin:
+                    part[0] = self.tokenizer.bos_id or 0
+                session.rewind(0)
+                scores.extend(_score(session, part, window // 2))
+                if progress is not None:
+                    progress(i + 1, n_windows)
+        losses = -np.concatenate(scores).astype(np.float64)
+        value = math.exp(losses.mean())
+        spread = losses.std(ddof=1) if losses.size > 1 else math.nan
+        return Perplexity(value, value * spread / math.sqrt(losses.size), losses.size, n_windows)
+
+    # ---- generation ----
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[False] = False,
+        max_tokens: int | None = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        parse_special: bool = True,
+        cancel: CancelFlag | None = None,
+        progress: Progress | None = None,
+    ) -> Generation: ...
+
+    @overload
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: Literal[True],
+        max_tokens: int | None = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        parse_special: bool = True,
+        cancel: CancelFlag | None = None,
+        progress: Progress | None = None,
+    ) -> Stream: ...
+
+    def generate(
+        self,
+        prompt: str | Sequence[int],
+        *,
+        stream: bool = False,
+        max_tokens: int | None = 256,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] = (),
+        ignore_eos: bool = False,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        parse_special: bool = True,
+        cancel: CancelFlag | None = None,
+        progress: Progress | None = None,
+    ) -> Generation | Stream:
+        """Continues a prompt.
+
+        The same seed, options and prompt give the same text on every machine, with any
+        number of threads.
+
+        Args:
+            prompt: Text, or token ids taken as they are. An empty text starts from the
+                model's begin token.
+            stream: Return a :class:`Stream` of text pieces instead of the whole.
+            max_tokens: Stop after so many; None: when the context is full.
+            temperature, top_k, top_p, min_p, repeat_penalty, presence_penalty,
+                frequency_penalty, penalty_window, logit_bias: See :class:`Sampling`.
+            stop: Strings that end the text; none of them appears in it, not in part.
+            ignore_eos: Never choose a token that ends the text.
+            seed: 0 to 2^64 - 1; None draws one, which the result names.
+            logprobs: Report each token's log-probability and so many alternatives.
+            parse_special: Read control tokens written in a text prompt as such.
+            cancel: Stops the generation from another thread.
+            progress: Called with prompt tokens done and in all while the prompt runs.
+
+        Raises:
+            ContextFullError: The prompt does not fit the context; nothing is cut off.
+            ArgumentError: An option outside its range, named.
+            NumericError: The model produced NaN or infinity.
+            OutOfMemoryError: Memory or the KV budget is spent.
+        """
+        tokens = self._prompt_tokens(prompt, parse_special)
+        bias = dict(logit_bias or {})
+        if ignore_eos:
+            bias.update(dict.fromkeys(self.tokenizer.eog_ids, -math.inf))
+        for token in bias:
+            if isinstance(token, int) and not 0 <= token < self.n_vocab:
+                raise ArgumentError(
+                    f"logit_bias: expected token ids from 0 to {self.n_vocab - 1}, found {token}"
+                )
+        options = Sampling(
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            penalty_window=penalty_window,
+            logit_bias=bias,
+        )
+        chosen_seed = secrets.randbelow(2**32) if seed is None else seed
+        if isinstance(chosen_seed, bool) or not isinstance(chosen_seed, int):
+            raise ArgumentError(f"seed: expected an integer up to {MAX_SEED}, found {seed!r}")
+        running = Stream(
+            self,
+            tokens,
+            Sampler(options, chosen_seed),
+            seed=chosen_seed,
+            max_tokens=max_tokens,
+            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            n_logprobs=logprobs,
+            cancel=cancel,
+            progress=progress,
+        )
+        if stream:
+            return running
+        for _ in running:
+            pass
+        return running.result
+
+    def _prompt_tokens(self, prompt: str | Sequence[int], parse_special: bool) -> list[int]:
+        if isinstance(prompt, str):
+            tokens = self.tokenize(prompt, parse_special=parse_special)
+            if not tokens and self.tokenizer.bos_id is not None:
+                tokens = [self.tokenizer.bos_id]
+        else:
+            tokens = list(prompt)
+        if not tokens:
+            raise ArgumentError("prompt: expected 1 token or more, found none")
+        return tokens
+
+
+def _score(session: Session, ids: list[int], n_seen: int) -> Iterator[np.ndarray[Any, Any]]:
+    """Log-probabilities of ids[n_seen + 1:], each given all before it."""
+    session.feed(ids[:n_seen], logits="none")
+    for begin in range(n_seen, len(ids) - 1, _SCORED_ROWS):
+        end = min(begin + _SCORED_ROWS, len(ids) - 1)
+        rows = session.feed(ids[begin:end], logits="all")
+        yield logprobs(rows, np.array(ids[begin + 1 : end + 1], np.uint32))
+
+
+def _positive(name: str, value: int | None, limit: int) -> int:
+    """A count for the core, in which 0 stands for None."""
+    if value is None:
+        return 0
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < limit:
+        raise ArgumentError(f"{name}: expected an integer from 1 to {limit - 1}, found {value!r}")
+    return value
+
+
+def _choice(name: str, value: str | None, choices: Mapping[Any, int]) -> int:
+    if value not in choices:
+        names = ", ".join(str(choice) for choice in choices)
+        raise ArgumentError(f"{name}: expected one of {names}, found {value!r}")
+    return choices[value]

@@ -1,0 +1,46 @@
+"""The seam to the compiled core: calls, and the one translation of its errors.
+
+Everything else in the package goes through :func:`call`; only the handle modules
+(`_file`, `_engine`, `_session`, `_sampler`) hold pointers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyengine import _errors
+from pyengine._ffi import ffi, lib
+
+__all__ = ["EXCEPTIONS", "call", "ffi", "lib"]
+
+EXCEPTIONS: dict[int, type[_errors.PyengineError]] = {
+    lib.PE_ERR_ARG: _errors.ArgumentError,
+    lib.PE_ERR_IO: _errors.ModelFileError,
+    lib.PE_ERR_FORMAT: _errors.ModelFormatError,
+    lib.PE_ERR_UNSUPPORTED: _errors.UnsupportedModelError,
+    lib.PE_ERR_NOMEM: _errors.OutOfMemoryError,
+    lib.PE_ERR_CONTEXT: _errors.ContextFullError,
+    lib.PE_ERR_NUMERIC: _errors.NumericError,
+    lib.PE_ERR_CANCELLED: _errors.CancelledError,
+}
+
+if lib.pe_api_version() != lib.PE_API_VERSION:  # a stale build beside new Python code
+    raise ImportError(
+        f"pyengine core: expected API version {lib.PE_API_VERSION}, "
+        f"found {lib.pe_api_version()}: reinstall pyengine"
+    )
+
+
+def call(function: Any, *args: Any) -> None:
+    """Calls a core function whose last parameter is its error record.
+
+    The interpreter lock is released meanwhile.
+
+    Raises:
+        PyengineError: The exception that belongs to the status, with its message.
+    """
+    error = ffi.new("pe_error *")
+    status = function(*args, error)
+    if status != lib.PE_OK:
+        message = ffi.string(error.message).decode("utf-8", "replace")
+        raise EXCEPTIONS.get(status, _errors.PyengineError)(message)

@@ -1,0 +1,167 @@
+"""One timeline of tokens: feed, fork, rewind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from pyengine._errors import ArgumentError, ClosedError
+from pyengine._native import call, ffi, lib
+
+if TYPE_CHECKING:
+    from pyengine._engine import Engine
+
+Logits = npt.NDArray[np.float32]
+
+
+class CancelFlag:
+    """Stops a running call from another thread, within about one layer's time.
+
+    Pass it to :meth:`Engine.generate` or :meth:`Session.feed`, and call
+    :meth:`cancel` from anywhere. A raised flag stays raised.
+    """
+
+    def __init__(self) -> None:
+        self._flag = ffi.new("int32_t *")
+
+    def cancel(self) -> None:
+        """Raises the flag."""
+        self._flag[0] = 1
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether the flag is raised."""
+        return bool(self._flag[0])
+
+    @property
+    def pointer(self) -> Any:
+        """The core's view, for this package's own use."""
+        return self._flag
+
+
+class Session:
+    """One timeline of tokens in an engine, made by :meth:`Engine.session`.
+
+    Memory is taken in pages as tokens arrive. Feeding tokens at once, one by one or
+    cut anywhere gives the same bits, and so do forks and rewinds. Calls from several
+    threads wait for each other; sessions of one engine may be used side by side.
+    """
+
+    def __init__(self, engine: Engine, handle: Any) -> None:
+        self._engine = engine
+        self._handle = ffi.gc(handle, lib.pe_session_free)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Gives the session's pages back; closing twice is allowed."""
+        with self._engine.lock:
+            if self._handle is not None:
+                ffi.release(self._handle)
+                self._handle = None
+
+    def _open_handle(self) -> Any:
+        if self._handle is None:
+            raise ClosedError("session: expected it open, found it closed")
+        return self._handle
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens held."""
+        with self._engine.lock:
+            return int(lib.pe_session_n_tokens(self._open_handle()))
+
+    def feed(
+        self,
+        tokens: Sequence[int] | npt.NDArray[np.integer[Any]],
+        *,
+        logits: Literal["none", "last", "all"] = "last",
+        cancel: CancelFlag | None = None,
+    ) -> Logits:
+        """Appends tokens and gives logits.
+
+        Args:
+            tokens: Token ids, at least one.
+            logits: For which of them.
+            cancel: Stops the call; the session then holds what it held before.
+
+        Returns:
+            Float32 of shape ``[n, n_vocab]``, n being 0, 1 or ``len(tokens)``.
+
+        Raises:
+            ArgumentError: No token, or an id outside the vocabulary.
+            ContextFullError: More tokens than the context holds.
+            OutOfMemoryError: Memory or the KV budget is spent.
+            NumericError: A logit is NaN or infinite.
+            CancelledError: ``cancel`` was raised.
+        """
+        ids = token_array(tokens, self._engine.n_vocab)
+        n_rows = {"none": 0, "last": 1, "all": len(ids)}.get(logits)
+        if n_rows is None:
+            raise ArgumentError(f"logits: expected none, last or all, found {logits!r}")
+        out = np.empty((n_rows, self._engine.n_vocab), np.float32)
+        feed = ffi.new("pe_feed *")
+        feed.tokens = ffi.cast("const uint32_t *", ids.ctypes.data)
+        feed.n_tokens = len(ids)
+        feed.n_logits = n_rows
+        feed.logits = ffi.cast("float *", out.ctypes.data) if n_rows else ffi.NULL
+        flag = cancel.pointer if cancel is not None else ffi.NULL
+        with self._engine.lock:
+            feed.session = self._open_handle()
+            call(lib.pe_engine_forward, self._engine.handle, feed, 1, flag)
+        return out
+
+    def fork(self) -> Session:
+        """A second timeline with the same past, which shares its pages until written."""
+        out = ffi.new("pe_session **")
+        with self._engine.lock:
+            call(lib.pe_session_fork, out, self._open_handle())
+            return self._engine.adopt(Session(self._engine, out[0]))
+
+    def rewind(self, n_tokens: int) -> None:
+        """Drops everything behind the first n_tokens.
+
+        Raises:
+            ArgumentError: The session holds fewer.
+        """
+        with self._engine.lock:
+            handle = self._open_handle()
+            held = int(lib.pe_session_n_tokens(handle))
+            if not 0 <= n_tokens <= held:
+                raise ArgumentError(f"rewind: expected 0 to {held} tokens, found {n_tokens}")
+            call(lib.pe_session_rewind, handle, n_tokens)
+
+
+def token_array(
+    tokens: Sequence[int] | npt.NDArray[np.integer[Any]], n_vocab: int
+) -> npt.NDArray[np.uint32]:
+    """Token ids as the core takes them.
+
+    Raises:
+        ArgumentError: Not a flat sequence of ids of the vocabulary.
+    """
+    ids = np.asarray(tokens)
+    if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
+        raise ArgumentError(
+            f"tokens: expected a flat sequence of integers, found shape {ids.shape} of {ids.dtype}"
+        )
+    if ids.size == 0:
+        raise ArgumentError("tokens: expected 1 or more, found none")
+    wrong = (ids < 0) | (ids >= n_vocab)
+    if wrong.any():
+        at = int(wrong.argmax())
+        raise ArgumentError(f"token {at}: expected an id from 0 to {n_vocab - 1}, found {ids[at]}")
+    return np.ascontiguousarray(ids, np.uint32)
