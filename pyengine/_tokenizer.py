@@ -1,0 +1,307 @@
+"""Text to token ids and back, from the tokenizer that a GGUF file carries.
+
+The algorithms are those of the libraries that the models were trained with: ``tokenizers`` for
+byte-level BPE (``tokenizer.ggml.model`` = "gpt2") and ``sentencepiece`` for SentencePiece BPE
+("llama"). What is done here is to rebuild their models from the metadata, and to find special
+tokens in the text, which neither library does the way that GGUF's token types ask for.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
+
+from pyengine._byte_bpe import ByteLevelBpe, pre_tokenizer_rule
+from pyengine._errors import ArgumentError, TokenizerError
+from pyengine._sentencepiece import SentencePieceBpe
+from pyengine._vocabulary import (
+    BYTE,
+    CONTROL,
+    KEY,
+    UNKNOWN,
+    USER_DEFINED,
+    Metadata,
+    byte_value,
+    decodable,
+)
+
+# Names of tokens that end a turn or a text, for files that give no id for them.
+_END_NAMES = frozenset(
+    {
+        "</s>",
+        "<EOT>",
+        "<end_of_turn>",
+        "<end_of_utterance>",
+        "<eos>",
+        "<|call|>",
+        "<|end_of_text|>",
+        "<|end|>",
+        "<|endoftext|>",
+        "<|eom_id|>",
+        "<|eot_id|>",
+        "<|im_end|>",
+        "<|return|>",
+        "<\uff5cend\u2581of\u2581sentence\uff5c>",
+        "[EOS]",
+        "[EOT]",
+    }
+)
+
+
+class Tokenizer:
+    """The tokenizer of one model; immutable, and safe to share between threads.
+
+    Special tokens follow llama.cpp. Control tokens (``<|im_end|>``) are recognised in text only
+    on request, user-defined tokens always; where several match, the leftmost does, then the
+    longest. In a SentencePiece model with a space prefix, the text after *every* special token
+    gets the prefix, not only the start (``transformers`` with ``legacy=False`` adds it at the
+    start alone); ``decode`` takes exactly these spaces away again.
+
+    No Unicode normalisation is applied, since GGUF files cannot ask for one.
+    """
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        """Builds the tokenizer; see ``from_metadata``."""
+        meta = Metadata(metadata)
+        self._kind = meta.text("model")
+        if self._kind not in ("gpt2", "llama"):
+            raise TokenizerError(
+                f"{KEY}model: expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece BPE), "
+                f"found {self._kind!r}"
+            )
+        self._raw = meta.strings("tokens")
+        if not self._raw:
+            raise TokenizerError(f"{KEY}tokens: expected at least one token, found none")
+        self._types = meta.types(len(self._raw), required=self._kind == "llama")
+        self._pre = meta.text("pre", "default")
+        texts = decodable(self._raw)
+        self._model: _Model
+        if self._kind == "gpt2":
+            rule = pre_tokenizer_rule(self._pre)
+            self._model = ByteLevelBpe(meta, texts, self._types, rule)
+            add_bos, self._space_prefix = rule.add_bos, False
+        else:
+            self._model = SentencePieceBpe(meta, texts, self._types)
+            add_bos, self._space_prefix = True, meta.flag("add_space_prefix", default=True)
+        self._set_special_ids(meta, texts, add_bos=add_bos)
+        self._user_defined = self._special_tokens(texts, {USER_DEFINED})
+        self._all_special = self._special_tokens(texts, {USER_DEFINED, CONTROL})
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, Any]) -> Tokenizer:
+        """Builds the tokenizer from the ``tokenizer.ggml.*`` keys of a GGUF file.
+
+        Args:
+            metadata: Plain Python values; arrays are lists or NumPy arrays, strings ``str`` or
+                UTF-8 ``bytes``. Other keys are ignored. Tokens that are no valid UTF-8 can be
+                decoded but are never produced. Without ``pre``, a byte-level BPE file gets the
+                rule "default", as in llama.cpp; its ids may then differ from the original's.
+
+        Returns:
+            The tokenizer.
+
+        Raises:
+            TokenizerError: There is no tokenizer, or its keys are missing or contradict each
+                other; the message names the key.
+        """
+        return cls(metadata)
+
+    @property
+    def kind(self) -> str:
+        """``tokenizer.ggml.model``: "gpt2" or "llama"."""
+        return self._kind
+
+    @property
+    def pre(self) -> str:
+        """Name of the pre-tokenizer rule; without effect in a "llama" tokenizer."""
+        return self._pre
+
+    @property
+    def n_vocab(self) -> int:
+        """Number of tokens; the model's output can be wider."""
+        return len(self._raw)
+
+    @property
+    def bos_id(self) -> int | None:
+        """The token that begins a text."""
+        return self._bos_id
+
+    @property
+    def eos_id(self) -> int | None:
+        """The token that ends a text; to stop generation, use ``eog_ids``."""
+        return self._eos_id
+
+    @property
+    def eog_ids(self) -> frozenset[int]:
+        """All tokens that end generation: by id (EOS, EOT, EOM) or by a well-known name."""
+        return self._eog_ids
+
+    @property
+    def add_bos(self) -> bool:
+        """Whether ``encode`` begins with BOS."""
+        return self._add_bos
+
+    @property
+    def add_eos(self) -> bool:
+        """Whether ``encode`` ends with EOS."""
+        return self._add_eos
+
+    def is_control(self, token: int) -> bool:
+        """Whether a token is a control token (type 3), which stands for no text.
+
+        Raises:
+            ArgumentError: ``token`` is outside the vocabulary.
+        """
+        return self._types[self._checked(token)] == CONTROL
+
+    def encode(
+        self, text: str, *, add_special: bool = True, parse_special: bool = False
+    ) -> list[int]:
+        """Turns text into token ids.
+
+        Args:
+            text: Any text.
+            add_special: Add BOS and EOS where the file says so. A BOS already written in the
+                text is kept as well.
+            parse_special: Recognise control tokens written in the text. Never for text from
+                an untrusted source: it could then end its turn and begin another's.
+
+        Returns:
+            The ids.
+
+        Raises:
+            ArgumentError: ``text`` holds a lone surrogate.
+            TokenizerError: The vocabulary cannot express the text.
+        """
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ArgumentError(
+                f"text: expected Unicode text, found a lone surrogate at index {error.start}"
+            ) from None
+        prefix = " " if self._space_prefix else ""
+        pattern, special_ids = self._all_special if parse_special else self._user_defined
+        ids: list[int] = []
+        if add_special and self._add_bos and self._bos_id is not None:
+            ids.append(self._bos_id)
+        begin = 0
+        for match in pattern.finditer(text) if pattern else ():
+            if begin < match.start():
+                ids += self._model.encode(prefix + text[begin : match.start()])
+            ids.append(special_ids[match.group()])
+            begin = match.end()
+        if begin < len(text):
+            ids += self._model.encode(prefix + text[begin:])
+        if add_special and self._add_eos and self._eos_id is not None:
+            ids.append(self._eos_id)
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
+        """Turns token ids into text, as the inverse of ``encode``.
+
+        ``decode(encode(text, add_special=False))`` is ``text``, except that SentencePiece cannot
+        tell U+2581 from a space. To decode a stream, join ``token_bytes`` instead: here the
+        space that ``encode`` adds before text is taken away.
+
+        Args:
+            ids: Token ids.
+            skip_special: Leave out control tokens and the unknown token.
+
+        Returns:
+            The text; bytes that are no valid UTF-8 become U+FFFD.
+
+        Raises:
+            ArgumentError: An id is outside the vocabulary.
+        """
+        parts: list[bytes] = []
+        strip = self._space_prefix
+        for token in ids:
+            piece = self.token_bytes(token, skip_special=skip_special)
+            special = self._types[token] in (CONTROL, USER_DEFINED)
+            if strip and not special:
+                piece = piece.removeprefix(b" ")
+            strip = self._space_prefix and special
+            parts.append(piece)
+        return b"".join(parts).decode("utf-8", "replace")
+
+    def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
+        """The bytes that a token stands for, which need not be whole characters.
+
+        Args:
+            token: A token id.
+            skip_special: Give nothing, rather than their name, for control tokens and the
+                unknown token.
+
+        Returns:
+            The bytes; a SentencePiece word keeps its leading space.
+
+        Raises:
+            ArgumentError: ``token`` is outside the vocabulary.
+        """
+        token = self._checked(token)
+        raw, kind = self._raw[token], self._types[token]
+        if kind in (CONTROL, UNKNOWN):
+            return b"" if skip_special else raw
+        if kind == USER_DEFINED:
+            return raw
+        if kind == BYTE and (value := byte_value(raw)) is not None:
+            return bytes([value])
+        return self._model.token_bytes(raw)
+
+    def _checked(self, token: int) -> int:
+        if not 0 <= token < len(self._raw):
+            raise ArgumentError(f"token id: expected 0 to {len(self._raw) - 1}, found {token}")
+        return token
+
+    def _set_special_ids(
+        self, meta: Metadata, texts: Sequence[str | None], *, add_bos: bool
+    ) -> None:
+        n_vocab = len(self._raw)
+        ids = {
+            name: meta.token_id(f"{name}_token_id", n_vocab)
+            for name in ("bos", "eos", "eot", "eom", "padding")
+        }
+        if self._kind == "llama":
+            # SentencePiece's own default ids, which files from before the keys existed rely on.
+            for name, default in (("bos", 1), ("eos", 2)):
+                if ids[name] is None and self._types[default : default + 1] == [CONTROL]:
+                    ids[name] = default
+        self._bos_id, self._eos_id = ids["bos"], ids["eos"]
+        self._add_bos = meta.flag("add_bos_token", default=add_bos and ids["bos"] is not None)
+        self._add_eos = meta.flag("add_eos_token", default=False)
+        for name, adds in (("bos", self._add_bos), ("eos", self._add_eos)):
+            if adds and ids[name] is None:
+                raise TokenizerError(
+                    f"{KEY}{name}_token_id: expected an id, since {KEY}add_{name}_token is true, "
+                    "found none"
+                )
+        named = {
+            text: token
+            for token, text in enumerate(texts)
+            if text in _END_NAMES and self._types[token] == CONTROL
+        }
+        # In the Harmony format <|end|> only ends one message of a turn.
+        if {"<|return|>", "<|call|>"} <= named.keys():
+            named.pop("<|end|>", None)
+        given = (ids["eos"], ids["eot"], ids["eom"])
+        self._eog_ids = frozenset(named.values()) | {token for token in given if token is not None}
+
+    def _special_tokens(
+        self, texts: Sequence[str | None], types: set[int]
+    ) -> tuple[re.Pattern[str] | None, dict[str, int]]:
+        ids: dict[str, int] = {}
+        for token, text in enumerate(texts):
+            if text and self._types[token] in types:
+                ids.setdefault(text, token)
+        # Alternatives are tried in order, so the longest come first.
+        names = sorted(ids, key=len, reverse=True)
+        return (re.compile("|".join(map(re.escape, names))) if names else None), ids
+
+
+class _Model(Protocol):
+    """What the two kinds differ in: text without special tokens, and words of the vocabulary."""
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def token_bytes(self, raw: bytes) -> bytes: ...

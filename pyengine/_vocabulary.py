@@ -1,0 +1,115 @@
+"""A GGUF file's vocabulary: typed access to the ``tokenizer.ggml.*`` keys."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pyengine._errors import TokenizerError
+
+KEY = "tokenizer.ggml."
+
+# Token types, as GGUF numbers them.
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
+
+
+class Metadata:
+    """Typed access to the ``tokenizer.ggml.*`` keys; every complaint names the key."""
+
+    def __init__(self, metadata: Mapping[str, Any]) -> None:
+        self._values = metadata
+
+    def text(self, name: str, default: str | None = None) -> str:
+        value = self._values.get(KEY + name, default)
+        if isinstance(value, bytes):
+            value = value.decode("utf-8", "replace")
+        if value is None:
+            raise TokenizerError(
+                f"{KEY}{name}: expected the kind of tokenizer, found none; "
+                "the file holds no tokenizer"
+            )
+        if not isinstance(value, str):
+            raise TokenizerError(f"{KEY}{name}: expected a string, found {value!r}")
+        return value
+
+    def flag(self, name: str, *, default: bool) -> bool:
+        value = self._values.get(KEY + name)
+        if value is None:
+            return default
+        if value not in (False, True):
+            raise TokenizerError(f"{KEY}{name}: expected true or false, found {value!r}")
+        return bool(value)
+
+    def token_id(self, name: str, n_vocab: int) -> int | None:
+        value = self._values.get(KEY + name)
+        if value is None:
+            return None
+        try:
+            token = operator.index(value)
+        except TypeError:
+            token = -1
+        if not 0 <= token < n_vocab:
+            raise TokenizerError(
+                f"{KEY}{name}: expected an id from 0 to {n_vocab - 1}, found {value!r}"
+            )
+        return token
+
+    def strings(self, name: str) -> list[bytes]:
+        result: list[bytes] = []
+        for index, value in enumerate(self._array(name)):
+            if isinstance(value, str):
+                # A reader may have smuggled invalid UTF-8 through as surrogates.
+                result.append(value.encode("utf-8", "surrogateescape"))
+            elif isinstance(value, bytes):
+                result.append(value)
+            else:
+                raise TokenizerError(
+                    f"{KEY}{name}[{index}]: expected a string, found {type(value).__name__}"
+                )
+        return result
+
+    def types(self, n_vocab: int, *, required: bool) -> list[int]:
+        # A byte-level file can do without: then no token is special.
+        if not required and self._values.get(KEY + "token_type") is None:
+            return [NORMAL] * n_vocab
+        values = self._array("token_type", n_vocab)
+        if not set(values) <= set(range(NORMAL, BYTE + 1)):
+            strange = next(value for value in values if value not in range(NORMAL, BYTE + 1))
+            raise TokenizerError(f"{KEY}token_type: expected types 1 to 6, found {strange!r}")
+        return [int(value) for value in values]
+
+    def scores(self, n_vocab: int) -> list[float]:
+        return [float(value) for value in self._array("scores", n_vocab)]
+
+    def _array(self, name: str, length: int | None = None) -> list[Any]:
+        value: Any = self._values.get(KEY + name)
+        if hasattr(value, "tolist"):
+            value = value.tolist()
+        if not isinstance(value, list | tuple):
+            found = "none" if value is None else f"{type(value).__name__} {value!r:.40}"
+            raise TokenizerError(f"{KEY}{name}: expected an array, found {found}")
+        if length is not None and len(value) != length:
+            raise TokenizerError(
+                f"{KEY}{name}: expected {length} entries, one for each of {KEY}tokens, "
+                f"found {len(value)}"
+            )
+        return list(value)
+
+
+def decodable(strings: Iterable[bytes]) -> list[str | None]:
+    """Decodes UTF-8, with None for a string that is not."""
+    result: list[str | None] = []
+    for string in strings:
+        try:
+            result.append(string.decode("utf-8"))
+        except UnicodeDecodeError:
+            result.append(None)
+    return result
+
+
+def byte_value(name: bytes) -> int | None:
+    """The value of a byte token named like ``<0x0A>``."""
+    match = re.fullmatch(rb"<0x([0-9A-Fa-f]{2})>", name)
+    return int(match[1], 16) if match else None
