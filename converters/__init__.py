@@ -1,0 +1,8 @@
+"""Offline tools that turn model checkpoints into GGUF files."""
+
+from __future__ import annotations
+
+from converters._convert import convert
+from converters._summary import Fallback, Summary
+
+__all__ = ["Fallback", "Summary", "convert"]

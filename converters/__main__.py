@@ -1,0 +1,99 @@
+"""`python -m converters`: one Hugging Face checkpoint folder in, one GGUF file out."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from converters._convert import convert
+from converters._encode import BY_NAME
+from converters._progress import ProgressBar
+from pyengine._errors import PyengineError
+
+# What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
+_INTERRUPTED = 130
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("source", metavar="HF_DIR", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--output",
+    metavar="FILE",
+    type=click.Path(path_type=Path),
+    help="File to write. Default: <name of HF_DIR>-<type>.gguf in the current folder.",
+)
+@click.option(
+    "--type",
+    "dtype",
+    type=click.Choice(list(BY_NAME)),
+    default="q4_0",
+    show_default=True,
+    help="Type of the matrices. Norms and biases stay f32.",
+)
+@click.option(
+    "--pure",
+    is_flag=True,
+    help="With q4_0 and q4_1: 4 bits for the embedding and the output head, too (else q8_0).",
+)
+@click.option("--name", help="general.name in the file. Default: as the checkpoint says.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress and no summary.")
+def _command(
+    source: Path,
+    output: Path | None,
+    dtype: str,
+    pure: bool,
+    name: str | None,
+    force: bool,
+    quiet: bool,
+) -> None:
+    """Converts the checkpoint in HF_DIR to a GGUF file."""
+    target = output or Path(f"{source.resolve().name}-{dtype}.gguf")
+    bar = ProgressBar(sys.stderr, quiet=quiet)
+    try:
+        summary = convert(
+            source, target, dtype=dtype, pure=pure, name=name, progress=bar, overwrite=force
+        )
+    except KeyboardInterrupt:
+        # Caught here and not left to click, which would print a line of its own and exit 1.
+        bar.close()
+        click.echo("error: interrupted; no file was written", err=True)
+        raise click.exceptions.Exit(_INTERRUPTED) from None
+    finally:
+        bar.close()
+    if not quiet:
+        click.echo(summary.table())
+
+
+def main(arguments: list[str] | None = None, *, prog_name: str = "python -m converters") -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: What follows the program's name; the process's own arguments by default.
+        prog_name: What usage messages call the program.
+
+    Returns:
+        The exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
+    """
+    try:
+        # Not standalone: click's own error messages run over several lines.
+        code = _command.main(arguments, prog_name=prog_name, standalone_mode=False)
+    except click.ClickException as error:
+        click.echo(f"error: {error.format_message()}", err=True)
+        return error.exit_code
+    except MemoryError:
+        click.echo("error: out of memory", err=True)
+        return 1
+    except (PyengineError, OSError) as error:
+        # One line whatever the names in it hold.
+        click.echo("error: " + " ".join(str(error).split()), err=True)
+        return 1
+    # click returns the code of an early exit, and otherwise what the command returned: None.
+    return code if isinstance(code, int) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,160 @@
+"""From a checkpoint folder to a GGUF file: the plan first, then the data, a piece at a time."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from converters import _encode
+from converters._checkpoint import Checkpoint
+from converters._encode import TensorType
+from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
+from converters._llama import ROPE_FACTORS, LlamaMapping, Mapped, pair_rows
+from converters._source import Array
+from converters._summary import Fallback, Summary
+from converters._tokenizer_fields import tokenizer_fields
+from pyengine._errors import ArgumentError, ConversionError, ModelFileError
+
+# float32 bytes of one piece. A piece lives in up to four forms at once (as read, as float32,
+# re-ordered, packed), so peak memory is a few times this whatever the size of the model.
+_PIECE_BYTES = 8 << 20
+# Where an error of 4 bits costs most: every token's vector, and every logit.
+_KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
+_QUANTIZATION_VERSION = 2
+
+
+@dataclass(frozen=True)
+class _Planned:
+    mapped: Mapped
+    out: OutTensor
+
+
+def convert(
+    source: str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str = "q4_0",
+    pure: bool = False,
+    name: str | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    overwrite: bool = False,
+) -> Summary:
+    """Converts a Hugging Face checkpoint folder into one GGUF file.
+
+    Norms, biases and rotation factors stay F32. With a 4-bit type the token embedding and the
+    output head are kept at Q8_0. The file appears under its name only when it is complete.
+
+    Args:
+        source: A folder with config.json, weights and a tokenizer.
+        out: The file to write.
+        dtype: "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1".
+        pure: Use the 4-bit type for the embedding and the output head, too.
+        name: What general.name says; by default the checkpoint's own name or its folder's.
+        progress: Called with bytes done, bytes in all and the tensor's name.
+        overwrite: Replace a file that is there.
+
+    Returns:
+        What was written.
+
+    Raises:
+        ArgumentError: `dtype` is none of those.
+        ConversionError: The checkpoint is broken, incomplete or of an unsupported kind.
+        ModelFileError: A file cannot be read or written, or the disk is too full.
+    """
+    kind = _encode.BY_NAME.get(dtype.lower())
+    if kind is None:
+        raise ArgumentError(f"dtype: expected one of {', '.join(_encode.BY_NAME)}, found {dtype!r}")
+    folder, target = Path(source), Path(out)
+    try:
+        with Checkpoint(folder) as checkpoint:
+            if target.resolve() in checkpoint.files:
+                raise ConversionError(
+                    f"{target}: expected another file than the checkpoint's own, found the same"
+                )
+            return _convert(checkpoint, target, kind, pure, name, progress, overwrite)
+    except OSError as error:
+        if isinstance(error, ModelFileError):
+            raise
+        culprit = error.filename if error.filename is not None else folder
+        raise ModelFileError(f"{culprit}: {error.strerror or error}") from error
+
+
+def _convert(
+    checkpoint: Checkpoint,
+    target: Path,
+    kind: TensorType,
+    pure: bool,
+    name: str | None,
+    progress: Callable[[int, int, str], None] | None,
+    overwrite: bool,
+) -> Summary:
+    mapping = LlamaMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
+    planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
+    tokenizer, notes = tokenizer_fields(checkpoint.folder, checkpoint.config, mapping.shape.vocab)
+    fields = [
+        Field("general.architecture", "str", "llama"),
+        Field("general.type", "str", "model"),
+        Field("general.name", "str", checkpoint.name if name is None else name),
+        *mapping.fields(),
+        Field("general.file_type", "u32", kind.file_type),
+    ]
+    if kind.quantized:
+        fields.append(Field("general.quantization_version", "u32", _QUANTIZATION_VERSION))
+    outs = [item.out for item in planned]
+    by_name = {item.out.name: item for item in planned}
+    size = write_gguf(
+        target,
+        build_header(fields + tokenizer, outs),
+        outs,
+        lambda tensor: _pieces(checkpoint, by_name[tensor.name]),
+        overwrite=overwrite,
+        progress=progress,
+    )
+    types: dict[str, tuple[int, int]] = {}
+    for tensor in outs:
+        tensors, count = types.get(tensor.kind.name, (0, 0))
+        types[tensor.kind.name] = (tensors + 1, count + tensor.bytes)
+    weights = sum(tensor.weights for tensor in outs)
+    return Summary(target, size, weights, types, tuple(fallbacks), tuple(notes))
+
+
+def _choose_types(
+    mapped: list[Mapped], kind: TensorType, pure: bool
+) -> tuple[list[_Planned], list[Fallback]]:
+    planned: list[_Planned] = []
+    fallbacks: list[Fallback] = []
+    for item in mapped:
+        wanted = kind
+        if len(item.shape) == 1 or item.target == ROPE_FACTORS:
+            wanted = _encode.F32
+        elif kind.quantized and not pure and item.target in _KEPT_AT_8_BITS:
+            wanted = _encode.Q8_0
+        written = wanted
+        if item.shape[-1] % wanted.block:
+            written = _encode.F16
+            reason = f"rows of {item.shape[-1]} weights are not whole blocks of {wanted.block}"
+            fallbacks.append(Fallback(item.target, wanted.name, written.name, reason))
+        planned.append(_Planned(item, OutTensor(item.target, item.shape, written)))
+    return planned, fallbacks
+
+
+def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
+    """The data of one tensor, a run of rows at a time."""
+    mapped, kind = planned.mapped, planned.out.kind
+    if mapped.data is not None:
+        yield _encode.encode(mapped.data, kind, mapped.target)
+        return
+    rows = mapped.shape[0]
+    step = max(1, _PIECE_BYTES // (4 * math.prod(mapped.shape[1:])))
+    if mapped.head_rows:
+        # Rows change places within their head, so a piece is whole heads.
+        step = max(step - step % mapped.head_rows, mapped.head_rows)
+    where = f"{mapped.source} in {checkpoint.file_of(mapped.source)}"
+    for first in range(0, rows, step):
+        piece = checkpoint.read_rows(mapped.source, first, min(first + step, rows))
+        if mapped.head_rows:
+            piece = pair_rows(piece, mapped.head_rows)
+        yield _encode.encode(piece, kind, where)
