@@ -1,5 +1,7 @@
 """Large language models on the CPU that you already own.
 
+::
+
     import pyengine
 
     with pyengine.Engine("model.gguf") as engine:

@@ -223,9 +223,7 @@ class Engine:
             add_special: Add the begin and end tokens that the model asks for.
             parse_special: Read control tokens written in the text as what they name.
         """
-        return self.tokenizer.encode(
-            text, add_special=add_special, parse_special=parse_special
-        )
+        return self.tokenizer.encode(text, add_special=add_special, parse_special=parse_special)
 
     def detokenize(self, tokens: Sequence[int], *, skip_special: bool = False) -> str:
         """The text of token ids; bytes that are not UTF-8 become U+FFFD."""

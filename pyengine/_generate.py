@@ -148,8 +148,7 @@ class Stream(Iterator[str]):
         token_array(prompt, engine.n_vocab)
         if len(prompt) > engine.n_ctx:
             raise ContextFullError(
-                f"prompt: expected at most {engine.n_ctx} tokens, the context, "
-                f"found {len(prompt)}"
+                f"prompt: expected at most {engine.n_ctx} tokens, the context, found {len(prompt)}"
             )
         if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
             raise ArgumentError(f"max_tokens: expected 0 or more, or None, found {max_tokens!r}")
@@ -261,9 +260,7 @@ class Stream(Iterator[str]):
             part = self._prompt[session.n_tokens : session.n_tokens + n_slice]
             last = session.n_tokens + len(part) == total
             started = time.perf_counter()
-            logits = session.feed(
-                part, logits="last" if last else "none", cancel=self._cancel
-            )
+            logits = session.feed(part, logits="last" if last else "none", cancel=self._cancel)
             seconds = time.perf_counter() - started
             clock.prefill_seconds += seconds
             clock.n_prefill += len(part)

@@ -68,9 +68,7 @@ class Sampler:
         params.penalty_window = _count("penalty_window", options.penalty_window)
         params.seed = seed
         tokens = ffi.new("uint32_t[]", [_count("logit_bias", t) for t in options.logit_bias])
-        values = ffi.new(
-            "float[]", [_number("logit_bias", b) for b in options.logit_bias.values()]
-        )
+        values = ffi.new("float[]", [_number("logit_bias", b) for b in options.logit_bias.values()])
         out = ffi.new("pe_sampler **")
         call(lib.pe_sampler_new, out, params, tokens, values, len(options.logit_bias))
         self._handle = ffi.gc(out[0], lib.pe_sampler_free)

@@ -1,0 +1,324 @@
+"""The command line: run, inspect, convert.
+
+Errors end in one line on stderr: exit code 2 for wrong usage, 1 for everything else that
+went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+import pyengine
+from pyengine._engine import Engine
+from pyengine._errors import ArgumentError, PyengineError
+from pyengine._generate import Generation, Stream
+from pyengine._inspect import inspect_json, inspect_text
+
+# What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
+_INTERRUPTED = 130
+
+# A prompt that takes longer than this shows its progress.
+_QUIET_SECONDS = 1.0
+
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+
+
+@click.group(context_settings=_CONTEXT)
+@click.version_option(pyengine.__version__, "-V", "--version", prog_name="pyengine")
+def _group() -> None:
+    """Large language models on the CPU that you already own."""
+
+
+# ---- run ----
+
+
+@_group.command("run", context_settings=_CONTEXT)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("-m", "--model", "model_option", type=click.Path(path_type=Path), hidden=True)
+@click.option("-p", "--prompt", help="Text to continue.")
+@click.option(
+    "-f", "--file", "prompt_file", type=click.Path(path_type=Path), help="Read the prompt from it."
+)
+@click.option("-e", "--escape", is_flag=True, help=r"Read \n, \t, \\ in the prompt and in --stop.")
+@click.option(
+    "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=-1,
+    help="Tokens to generate at most; -1: until an end token or a full context.",
+)  # fmt: skip
+@click.option(
+    "-c", "--ctx-size", type=int, help="Context in tokens; default: as the model was trained for."
+)
+@click.option("-t", "--threads", type=int, help="Default: usable cores.")
+@click.option("-b", "--batch-size", type=int, help="Prompt tokens per pass.  [default: 256]")
+@click.option("--temp", "--temperature", type=float, default=0.8, show_default=True)
+@click.option("--top-k", type=int, default=40, show_default=True, help="0: off.")
+@click.option("--top-p", type=float, default=0.95, show_default=True, help="1: off.")
+@click.option("--min-p", type=float, default=0.05, show_default=True, help="0: off.")
+@click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1: off.")
+@click.option("--presence-penalty", type=float, default=0.0, show_default=True)
+@click.option("--frequency-penalty", type=float, default=0.0, show_default=True)
+@click.option("--repeat-last-n", type=int, default=64, show_default=True, help="Penalty window.")
+@click.option("-s", "--seed", type=int, help="Default: a new one each time, shown at the end.")
+@click.option(
+    "--stop", "-r", "--reverse-prompt", multiple=True, help="End before this text; repeatable."
+)
+@click.option("--ignore-eos", is_flag=True, help="Never choose an end token.")
+@click.option("--kv-type", type=click.Choice(["auto", "f16", "f32"]), default="auto")
+@click.option("--isa", type=click.Choice(["scalar", "avx2"]), help="Force an instruction set.")
+@click.option("--echo/--no-echo", default=None, help="Show the prompt.  [default: on a terminal]")
+@click.option("-q", "--quiet", is_flag=True, help="No summary and no progress.")
+@click.option("-v", "--verbose", is_flag=True, help="Show what runs: kernels, threads, memory.")
+def _run(
+    model: Path | None,
+    model_option: Path | None,
+    prompt: str | None,
+    prompt_file: Path | None,
+    escape: bool,
+    max_tokens: int,
+    ctx_size: int | None,
+    threads: int | None,
+    batch_size: int | None,
+    temp: float,
+    repeat_last_n: int,
+    stop: tuple[str, ...],
+    echo: bool | None,
+    quiet: bool,
+    verbose: bool,
+    isa: Any,
+    kv_type: Any,
+    **sampling: Any,
+) -> int:
+    """Continues a prompt with MODEL, a GGUF file; without one, the bundled story model.
+
+    The prompt comes from -p, -f or a pipe on standard input.
+    """
+    text = _prompt(prompt, prompt_file)
+    if escape:
+        text = _unescape(text)
+        stop = tuple(_unescape(item) for item in stop)
+    if max_tokens < -1:
+        raise ArgumentError(f"--max-tokens: expected -1 or more, found {max_tokens}")
+    with Engine(
+        model or model_option,
+        n_ctx=ctx_size,
+        n_threads=threads,
+        n_batch=batch_size,
+        isa=isa,
+        kv_type=kv_type,
+    ) as engine:
+        if verbose:
+            click.echo(_describe(engine), err=True)
+        progress = _PrefillProgress(enabled=sys.stderr.isatty() and not quiet)
+        stream = engine.generate(
+            text,
+            stream=True,
+            max_tokens=None if max_tokens == -1 else max_tokens,
+            temperature=temp,
+            penalty_window=repeat_last_n,
+            stop=stop,
+            progress=progress,
+            **sampling,
+        )
+        if sys.stdout.isatty() if echo is None else echo:
+            click.secho(text, nl=False, dim=sys.stdout.isatty())
+        interrupted = _print_stream(stream, progress)
+        if not quiet:
+            click.echo(_summary(stream.result), err=True)
+    return _INTERRUPTED if interrupted else 0
+
+
+def _print_stream(stream: Stream, progress: _PrefillProgress) -> bool:
+    """Writes pieces as they come; gives whether Ctrl-C ended them."""
+    interrupted = False
+    try:
+        for piece in stream:
+            progress.clear()
+            sys.stdout.write(piece)
+            sys.stdout.flush()
+    except KeyboardInterrupt:
+        interrupted = True
+        stream.close()
+    finally:
+        progress.clear()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+    return interrupted
+
+
+def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
+    if prompt is not None and prompt_file is not None:
+        raise click.UsageError("expected one of -p and -f, found both")
+    if prompt is not None:
+        return prompt
+    if prompt_file is not None:
+        try:
+            return _decode(prompt_file.read_bytes(), str(prompt_file))
+        except OSError as error:
+            raise click.ClickException(f"{prompt_file}: {error.strerror}") from error
+    if sys.stdin is None or sys.stdin.isatty():
+        return ""
+    return _decode(sys.stdin.buffer.read(), "standard input")
+
+
+def _decode(data: bytes, name: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise click.ClickException(
+            f"{name}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at {error.start}"
+        ) from error
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
+
+
+def _unescape(text: str) -> str:
+    """Backslash escapes as a shell user means them; unknown ones stay as they are."""
+    return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[0]), text, flags=re.DOTALL)
+
+
+class _PrefillProgress:
+    """One line on stderr while a long prompt is computed."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled
+        self._started = time.monotonic()
+        self._shown = False
+
+    def __call__(self, done: int, total: int) -> None:
+        seconds = time.monotonic() - self._started
+        if not self._enabled or seconds < _QUIET_SECONDS:
+            return
+        left = seconds / done * (total - done)
+        rate = done / seconds
+        line = f"prompt {done}/{total} tokens, {rate:.1f} tok/s, {left:.0f} s left"
+        sys.stderr.write(f"\r{line:<60}")
+        sys.stderr.flush()
+        self._shown = True
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        if self._shown:
+            sys.stderr.write(f"\r{'':<60}\r")
+            sys.stderr.flush()
+            self._shown = False
+
+
+def _describe(engine: Engine) -> str:
+    info = engine.info
+    return (
+        f"{engine.file.path}: {info.architecture}, {info.n_layers} layers, "
+        f"width {info.d_model}, {info.n_heads} heads on {info.n_kv_heads} KV heads, "
+        f"vocabulary {info.n_vocab}\n"
+        f"kernels {info.isa}, {info.n_threads} threads, batches of {info.n_batch}, "
+        f"context {info.n_ctx} of {info.n_ctx_train}\n"
+        f"weights {_mb(info.weight_bytes)} mapped, {_mb(info.decode_bytes)} read per token; "
+        f"scratch {_mb(info.scratch_bytes)}; "
+        f"KV {info.kv_type}, {_mb(info.kv_page_bytes)} per 32 tokens"
+    )
+
+
+def _summary(result: Generation) -> str:
+    times = result.timings
+    parts = [
+        f"load {times.load_seconds:.2f} s",
+        f"prefill {times.n_prefill} tokens, {times.prefill_tokens_per_second:.1f} tok/s",
+        f"decode {times.n_decode} tokens, {times.decode_tokens_per_second:.1f} tok/s",
+    ]
+    peak = _peak_bytes()
+    if peak is not None:
+        parts.append(f"peak memory {_mb(peak)}")
+    parts += [f"seed {result.seed}", f"ended by {result.finish_reason}"]
+    return "\n[" + " | ".join(parts) + "]"
+
+
+def _peak_bytes() -> int | None:
+    """Peak resident memory of this process, the mapped pages of the model included."""
+    try:
+        import resource
+    except ImportError:  # not a POSIX system
+        return None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _mb(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:.1f} MB"
+
+
+# ---- inspect and convert ----
+
+
+@_group.command("inspect", context_settings=_CONTEXT)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--all", "show_all", is_flag=True, help="Show every tensor and whole arrays.")
+def _inspect(model: Path | None, as_json: bool, show_all: bool) -> None:
+    """Shows what MODEL holds and whether this build can run it; nothing is loaded."""
+    path = pyengine.bundled_model() if model is None else model
+    with pyengine.ModelFile(path) as file:
+        show = inspect_json if as_json else inspect_text
+        click.echo(show(file, show_all=show_all))
+
+
+@_group.command(
+    "convert",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def _convert(arguments: tuple[str, ...]) -> int:
+    """Converts a Hugging Face checkpoint to GGUF; see `pyengine convert --help`."""
+    # Imported here: the engine must run where only the engine is installed.
+    from converters.__main__ import main as convert_main
+
+    return convert_main(list(arguments), prog_name="pyengine convert")
+
+
+# ---- entry ----
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _run_group(arguments: list[str] | None) -> int:
+    code = _group.main(arguments, prog_name="pyengine", standalone_mode=False)
+    return code if isinstance(code, int) else 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command line and gives the exit code."""
+    return _guarded(lambda: _run_group(arguments))
+
+
+def _guarded(body: Callable[[], int]) -> int:
+    """Runs body; turns every error into one line and an exit code."""
+    try:
+        return body()
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        message, code = error.format_message(), error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("interrupted", err=True)
+        return _INTERRUPTED
+    except ArgumentError as error:
+        message, code = str(error), 2
+    except MemoryError as error:
+        message, code = str(error) or "out of memory", 1
+    except (PyengineError, OSError) as error:
+        message, code = str(error), 1
+    click.echo(f"error: {_one_line(message)}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
