@@ -79,13 +79,13 @@ pe_status pe_dtype_describe(pe_dtype_info *out_info, uint32_t dtype, pe_error *e
  * errors   PE_ERR_ARG for a partial block, PE_ERR_UNSUPPORTED for a type that
  *          cannot be written, PE_ERR_NUMERIC (with the index) for NaN or infinity
  *          in a block-quantized type and for a block whose scale leaves fp16 */
-pe_status pe_quantize(void *out, uint32_t dtype, const float *weights,
-                      uint64_t n_weights, pe_error *err);
+pe_status pe_quantize(void *out, uint32_t dtype, const float *weights, uint64_t n_weights,
+                      pe_error *err);
 
 /* Decodes n_weights weights to float; equals gguf-py's dequantize bit for bit.
  * shape, threads and errors as pe_quantize, without PE_ERR_NUMERIC */
-pe_status pe_dequantize(float *out, uint32_t dtype, const void *blocks,
-                        uint64_t n_weights, pe_error *err);
+pe_status pe_dequantize(float *out, uint32_t dtype, const void *blocks, uint64_t n_weights,
+                        pe_error *err);
 
 /* ---- files ------------------------------------------------------------ */
 
@@ -204,12 +204,12 @@ typedef struct pe_engine_info {
     uint32_t n_kv_heads;
     uint32_t n_threads;
     uint32_t n_batch;
-    uint32_t kv_type;         // pe_kv_type, never AUTO
-    uint64_t weight_bytes;    // all tensors, mapped
-    uint64_t decode_bytes;    // weights read to decode one token
-    uint64_t scratch_bytes;   // taken at open
-    uint64_t kv_page_bytes;   // taken per PE_PAGE_TOKENS positions of a session
-    uint64_t kv_bytes;        // in pages now, by all sessions
+    uint32_t kv_type;        // pe_kv_type, never AUTO
+    uint64_t weight_bytes;   // all tensors, mapped
+    uint64_t decode_bytes;   // weights read to decode one token
+    uint64_t scratch_bytes;  // taken at open
+    uint64_t kv_page_bytes;  // taken per PE_PAGE_TOKENS positions of a session
+    uint64_t kv_bytes;       // in pages now, by all sessions
     uint64_t kv_bytes_peak;
 } pe_engine_info;
 
@@ -298,8 +298,8 @@ typedef struct pe_sampler_params {
  * threads  one caller at a time per sampler
  * errors   PE_ERR_ARG names the parameter and its range; PE_ERR_NOMEM */
 pe_status pe_sampler_new(pe_sampler **out_sampler, const pe_sampler_params *params,
-                         const uint32_t *bias_tokens, const float *bias_values,
-                         uint32_t n_biases, pe_error *err);
+                         const uint32_t *bias_tokens, const float *bias_values, uint32_t n_biases,
+                         pe_error *err);
 
 void pe_sampler_free(pe_sampler *sampler);
 

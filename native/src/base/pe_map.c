@@ -25,8 +25,8 @@ pe_status pe_map_open(pe_map *out_map, const char *path, pe_error *err) {
     } else if (st.st_size <= 0) {
         status = pe_fail(err, PE_ERR_FORMAT, "%s: expected a GGUF file, found an empty file", path);
     } else if ((uint64_t)st.st_size > SIZE_MAX) {
-        status = pe_fail(err, PE_ERR_IO, "%s: %lld bytes do not fit this machine's addresses",
-                         path, (long long)st.st_size);
+        status = pe_fail(err, PE_ERR_IO, "%s: %lld bytes do not fit this machine's addresses", path,
+                         (long long)st.st_size);
     } else {
         void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (data == MAP_FAILED) {

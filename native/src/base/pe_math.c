@@ -82,9 +82,21 @@ void pe_sincos(double angle, double *out_sin, double *out_cos) {
     }
     s *= r;
     switch ((int64_t)n & 3) {  // which quarter turn
-    case 0: *out_sin = s; *out_cos = c; break;
-    case 1: *out_sin = c; *out_cos = -s; break;
-    case 2: *out_sin = -s; *out_cos = -c; break;
-    default: *out_sin = -c; *out_cos = s; break;
+    case 0:
+        *out_sin = s;
+        *out_cos = c;
+        break;
+    case 1:
+        *out_sin = c;
+        *out_cos = -s;
+        break;
+    case 2:
+        *out_sin = -s;
+        *out_cos = -c;
+        break;
+    default:
+        *out_sin = -c;
+        *out_cos = s;
+        break;
     }
 }

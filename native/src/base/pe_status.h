@@ -13,12 +13,12 @@ __attribute__((format(printf, 3, 4))) void pe_error_set(pe_error *err, pe_status
 #define pe_fail(err, code, ...) (pe_error_set((err), (code), __VA_ARGS__), (code))
 
 /* Passes a failure of call to the caller; only where nothing is held. */
-#define PE_TRY(call)                               \
-    do {                                           \
-        const pe_status pe_try_status_ = (call);   \
-        if (pe_try_status_ != PE_OK) {             \
-            return pe_try_status_;                 \
-        }                                          \
+#define PE_TRY(call)                                                                               \
+    do {                                                                                           \
+        const pe_status pe_try_status_ = (call);                                                   \
+        if (pe_try_status_ != PE_OK) {                                                             \
+            return pe_try_status_;                                                                 \
+        }                                                                                          \
     } while (0)
 
 /* Longest piece of a file's text that an error message quotes, in bytes: names

@@ -63,8 +63,7 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     PE_TRY(at_most("isa", params->isa, PE_ISA_AVX2, err));
     if (params->isa > (uint32_t)pe_cpu_best_isa()) {
         return pe_fail(err, PE_ERR_ARG, "isa: expected what this processor has, up to %s, found %s",
-                       pe_cpu_isa_name(pe_cpu_best_isa()),
-                       pe_cpu_isa_name((pe_isa)params->isa));
+                       pe_cpu_isa_name(pe_cpu_best_isa()), pe_cpu_isa_name((pe_isa)params->isa));
     }
     return PE_OK;
 }
@@ -231,8 +230,7 @@ static pe_status check_feed(const pe_engine *engine, const pe_feed *feed, pe_err
     if (feed->n_logits > feed->n_tokens || (feed->n_logits > 0 && feed->logits == NULL)) {
         return pe_fail(err, PE_ERR_ARG,
                        "feed: expected room for at most %u rows of logits, found %u%s",
-                       feed->n_tokens, feed->n_logits,
-                       feed->logits == NULL ? " and no room" : "");
+                       feed->n_tokens, feed->n_logits, feed->logits == NULL ? " and no room" : "");
     }
     for (uint32_t i = 0; i < feed->n_tokens; i++) {
         if (feed->tokens[i] >= n_vocab) {
@@ -253,8 +251,8 @@ static pe_status run_batch(pe_engine *engine, const int32_t *cancel, pe_error *e
     if (engine->scratch.n_tokens == 0) {
         return PE_OK;
     }
-    const pe_status status = pe_forward(&engine->model, &engine->ops, &engine->kv,
-                                        &engine->scratch, cancel, err);
+    const pe_status status =
+        pe_forward(&engine->model, &engine->ops, &engine->kv, &engine->scratch, cancel, err);
     engine->scratch.n_tokens = 0;
     return status;
 }
@@ -275,11 +273,12 @@ static pe_status run_feeds(pe_engine *engine, const pe_feed *feeds, uint32_t n_f
         for (uint32_t j = 0; j < feed->n_tokens; j++) {
             float *logits = NULL;
             if (j >= first_logits) {
-                logits = feed->logits + (uint64_t)(j - first_logits) * engine->model.hparams.n_vocab;
+                logits =
+                    feed->logits + (uint64_t)(j - first_logits) * engine->model.hparams.n_vocab;
             }
             s->tokens[s->n_tokens] = (pe_token){.id = feed->tokens[j], .logits = logits};
-            s->places[s->n_tokens] = (pe_place){.table = &feed->session->table,
-                                                .position = feed->session->n_tokens + j};
+            s->places[s->n_tokens] =
+                (pe_place){.table = &feed->session->table, .position = feed->session->n_tokens + j};
             if (++s->n_tokens == s->n_batch) {
                 PE_TRY(run_batch(engine, cancel, err));
             }

@@ -57,8 +57,8 @@ const pe_meta *pe_file_find_meta(const pe_file *file, const char *key) {
 const pe_tensor_info *pe_file_find_tensor(const pe_file *file, const char *name) {
     const pe_tensor_info wanted = {.name = name, .name_bytes = strlen(name)};
     const pe_tensor_info *pointer = &wanted;
-    const pe_tensor_info **found = bsearch(&pointer, file->by_name, (size_t)file->n_tensors,
-                                           sizeof(pointer), compare_tensors);
+    const pe_tensor_info **found =
+        bsearch(&pointer, file->by_name, (size_t)file->n_tensors, sizeof(pointer), compare_tensors);
     return found != NULL ? *found : NULL;
 }
 
@@ -206,8 +206,8 @@ static pe_status open_all(pe_file *file, const char *path, pe_error *err) {
     }
     PE_TRY(index_meta(file, err));
     PE_TRY(index_tensors(file, err));
-    PE_TRY(part_u32(&n_promised, &file->parts[0], "split.tensors.count",
-                    (uint32_t)file->n_tensors, err));
+    PE_TRY(part_u32(&n_promised, &file->parts[0], "split.tensors.count", (uint32_t)file->n_tensors,
+                    err));
     if (n_promised != file->n_tensors) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: split.tensors.count: expected %u tensors in all parts, found %" PRIu64,
@@ -277,8 +277,8 @@ void pe_file_describe(pe_file_info *out_info, const pe_file *file) {
 pe_status pe_file_meta(pe_meta *out_meta, const pe_file *file, uint64_t index, pe_error *err) {
     const uint64_t n = file->parts[0].gguf.n_meta;
     if (index >= n) {
-        return pe_fail(err, PE_ERR_ARG, "metadata: expected an index below %" PRIu64
-                       ", found %" PRIu64, n, index);
+        return pe_fail(err, PE_ERR_ARG,
+                       "metadata: expected an index below %" PRIu64 ", found %" PRIu64, n, index);
     }
     *out_meta = file->parts[0].gguf.meta[index];
     return PE_OK;
@@ -287,8 +287,9 @@ pe_status pe_file_meta(pe_meta *out_meta, const pe_file *file, uint64_t index, p
 pe_status pe_file_tensor(pe_tensor_info *out_tensor, const pe_file *file, uint64_t index,
                          pe_error *err) {
     if (index >= file->n_tensors) {
-        return pe_fail(err, PE_ERR_ARG, "tensors: expected an index below %" PRIu64
-                       ", found %" PRIu64, file->n_tensors, index);
+        return pe_fail(err, PE_ERR_ARG,
+                       "tensors: expected an index below %" PRIu64 ", found %" PRIu64,
+                       file->n_tensors, index);
     }
     *out_tensor = *file->tensors[index];
     return PE_OK;

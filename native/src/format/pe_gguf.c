@@ -33,8 +33,8 @@ static uint64_t remaining(const cursor *c) {
 static pe_status take(const uint8_t **out, cursor *c, uint64_t n, const char *what) {
     if (n > remaining(c)) {
         return pe_fail(c->err, PE_ERR_FORMAT,
-                       "%s: %s at byte %" PRIu64 ": expected %" PRIu64
-                       " bytes, found %" PRIu64 " before the end of the file",
+                       "%s: %s at byte %" PRIu64 ": expected %" PRIu64 " bytes, found %" PRIu64
+                       " before the end of the file",
                        c->path, what, c->pos, n, remaining(c));
     }
     *out = c->data + c->pos;
@@ -70,9 +70,10 @@ static pe_status read_header(pe_gguf *gguf, cursor *c) {
     const uint8_t *magic;
     PE_TRY(take(&magic, c, 4, "magic"));
     if (memcmp(magic, "GGUF", 4) != 0) {
-        return pe_fail(c->err, PE_ERR_FORMAT,
-                       "%s: expected a GGUF file (first bytes 47 47 55 46), found %02x %02x %02x %02x",
-                       c->path, magic[0], magic[1], magic[2], magic[3]);
+        return pe_fail(
+            c->err, PE_ERR_FORMAT,
+            "%s: expected a GGUF file (first bytes 47 47 55 46), found %02x %02x %02x %02x",
+            c->path, magic[0], magic[1], magic[2], magic[3]);
     }
     PE_TRY(take_u32(&gguf->version, c, "version"));
     if (gguf->version != 0 && (gguf->version & 0xffffu) == 0) {
@@ -226,9 +227,8 @@ static pe_status read_tensor(pe_tensor_info *tensor, cursor *c, uint64_t alignme
     PE_TRY(take_string(&tensor->name, &tensor->name_bytes, c, "tensor name"));
     PE_TRY(take_u32(&tensor->n_dims, c, "tensor dimension count"));
     if (tensor->n_dims > PE_LEN(tensor->dims)) {
-        return pe_fail(c->err, PE_ERR_FORMAT,
-                       "%s: %.*s: expected at most 4 dimensions, found %u", c->path,
-                       PE_QUOTE(tensor->name, tensor->name_bytes), tensor->n_dims);
+        return pe_fail(c->err, PE_ERR_FORMAT, "%s: %.*s: expected at most 4 dimensions, found %u",
+                       c->path, PE_QUOTE(tensor->name, tensor->name_bytes), tensor->n_dims);
     }
     uint64_t n_weights = 1;
     for (uint32_t i = 0; i < PE_LEN(tensor->dims); i++) {
@@ -241,8 +241,7 @@ static pe_status read_tensor(pe_tensor_info *tensor, cursor *c, uint64_t alignme
             return pe_fail(c->err, PE_ERR_FORMAT,
                            "%s: %.*s: dimension %u: expected 1 or more with a product below 2^63,"
                            " found %" PRIu64,
-                           c->path, PE_QUOTE(tensor->name, tensor->name_bytes), i,
-                           tensor->dims[i]);
+                           c->path, PE_QUOTE(tensor->name, tensor->name_bytes), i, tensor->dims[i]);
         }
     }
     PE_TRY(take_u32(&tensor->dtype, c, "tensor type"));

@@ -56,9 +56,7 @@ static void unpack_q6_k(float *out, const pe_block_q6_k *blocks, size_t n_blocks
 
 void pe_quant_unpack(float *out, pe_dtype dtype, const void *blocks, size_t n) {
     switch (dtype) {
-    case PE_DTYPE_F32:
-        memcpy(out, blocks, n * sizeof *out);
-        break;
+    case PE_DTYPE_F32: memcpy(out, blocks, n * sizeof *out); break;
     case PE_DTYPE_F16:
         for (size_t i = 0; i < n; i++) {
             out[i] = pe_f16_to_f32(((const pe_f16 *)blocks)[i]);
@@ -185,9 +183,7 @@ pe_status pe_quantize(void *out, uint32_t dtype, const float *weights, uint64_t 
                       pe_error *err) {
     PE_TRY(check_blocks(dtype, true, n_weights, err));
     switch (dtype) {
-    case PE_DTYPE_F32:
-        memcpy(out, weights, (size_t)n_weights * sizeof *weights);
-        return PE_OK;
+    case PE_DTYPE_F32: memcpy(out, weights, (size_t)n_weights * sizeof *weights); return PE_OK;
     case PE_DTYPE_F16:
         for (uint64_t i = 0; i < n_weights; i++) {
             ((pe_f16 *)out)[i] = pe_f16_from_f32(weights[i]);

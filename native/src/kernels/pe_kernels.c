@@ -1,6 +1,6 @@
 /* Fills the table: the only place that compares instruction sets. */
-#include "pe_cpu.h"
 #include "pe_kernels.h"
+#include "pe_cpu.h"
 
 void pe_kernels_init(pe_kernels *kernels, pe_isa isa) {
     const pe_isa best = pe_cpu_best_isa();

@@ -49,9 +49,9 @@ _Static_assert(sizeof(pe_act_block) == 40, "40 bytes per 32 activations");
  *          Q4_1:        the same with q_w = q, then acc = fma(m, da * (float)sum, acc)
  *          Q6_K:        acc = fma((float)isum, dw * da, acc) per 32 weights, isum the
  *                       sum over its two sub-blocks of scale * (sum of (q - 32) q_a) */
-typedef void (*pe_matmul_fn)(float *out, size_t out_stride, const void *weights,
-                             size_t row_bytes, size_t n_rows, const void *acts,
-                             size_t act_bytes, size_t n_cols, size_t n_k);
+typedef void (*pe_matmul_fn)(float *out, size_t out_stride, const void *weights, size_t row_bytes,
+                             size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
+                             size_t n_k);
 
 /* State of one query head's softmax over the positions seen so far. */
 typedef struct pe_softmax {

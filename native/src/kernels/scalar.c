@@ -155,17 +155,17 @@ static float dot_q6_k(const pe_block_q6_k *w, const pe_act_block *x, size_t n_k)
 }
 
 /* Defines matmul_<name>_scalar: dot_expression for every row w and column x. */
-#define MATMUL(name, dot_expression)                                                          \
-    static void matmul_##name##_scalar(float *out, size_t out_stride, const void *weights,    \
-                                       size_t row_bytes, size_t n_rows, const void *acts,     \
-                                       size_t act_bytes, size_t n_cols, size_t n_k) {         \
-        for (size_t c = 0; c < n_cols; c++) {                                                 \
-            const void *x = (const uint8_t *)acts + c * act_bytes;                            \
-            for (size_t r = 0; r < n_rows; r++) {                                             \
-                const void *w = (const uint8_t *)weights + r * row_bytes;                     \
-                out[c * out_stride + r] = dot_expression;                                     \
-            }                                                                                 \
-        }                                                                                     \
+#define MATMUL(name, dot_expression)                                                               \
+    static void matmul_##name##_scalar(float *out, size_t out_stride, const void *weights,         \
+                                       size_t row_bytes, size_t n_rows, const void *acts,          \
+                                       size_t act_bytes, size_t n_cols, size_t n_k) {              \
+        for (size_t c = 0; c < n_cols; c++) {                                                      \
+            const void *x = (const uint8_t *)acts + c * act_bytes;                                 \
+            for (size_t r = 0; r < n_rows; r++) {                                                  \
+                const void *w = (const uint8_t *)weights + r * row_bytes;                          \
+                out[c * out_stride + r] = dot_expression;                                          \
+            }                                                                                      \
+        }                                                                                          \
     }
 
 MATMUL(f32, dot_float(w, x, n_k, widen_f32))
@@ -178,8 +178,7 @@ MATMUL(q6_k, dot_q6_k(w, x, n_k))
 
 /* ---- norm and activation ---------------------------------------------- */
 
-static void rms_norm_scalar(float *out, const float *x, const float *weight, size_t n,
-                            float eps) {
+static void rms_norm_scalar(float *out, const float *x, const float *weight, size_t n, float eps) {
     const float mean = dot_float(x, x, n, widen_f32) / (float)n;
     const float r = 1.0f / sqrtf(mean + eps);
     for (size_t i = 0; i < n; i++) {

@@ -4,9 +4,9 @@
  */
 #include "pe_arch.h"
 
-#define U32(key, field, absent, value) \
+#define U32(key, field, absent, value)                                                             \
     {key, offsetof(pe_hparams, field), PE_HPARAM_U32, absent, value}
-#define F32(key, field, absent, value) \
+#define F32(key, field, absent, value)                                                             \
     {key, offsetof(pe_hparams, field), PE_HPARAM_F32, absent, value}
 
 static const pe_hparam_row HPARAMS[] = {

@@ -18,8 +18,7 @@
 static pe_status find_arch(const pe_arch **out, const pe_file *file, pe_error *err) {
     const pe_meta *meta = pe_file_find_meta(file, "general.architecture");
     if (meta == NULL || meta->type != PE_META_STRING) {
-        return pe_fail(err, PE_ERR_FORMAT,
-                       "%s: general.architecture: expected a string, found %s",
+        return pe_fail(err, PE_ERR_FORMAT, "%s: general.architecture: expected a string, found %s",
                        pe_file_path(file), meta == NULL ? "nothing" : "another type");
     }
     char known[256] = "";
@@ -29,14 +28,12 @@ static pe_status find_arch(const pe_arch **out, const pe_file *file, pe_error *e
             return PE_OK;
         }
         const size_t used = strlen(known);
-        snprintf(known + used, sizeof known - used, "%s%s", i > 0 ? ", " : "",
-                 pe_arch_at(i)->name);
+        snprintf(known + used, sizeof known - used, "%s%s", i > 0 ? ", " : "", pe_arch_at(i)->name);
     }
     return pe_fail(err, PE_ERR_UNSUPPORTED,
                    "%s: architecture: expected one of %s, found \"%.*s\", which this build"
                    " cannot run",
-                   pe_file_path(file), known,
-                   PE_QUOTE((const char *)meta->data, meta->n_bytes));
+                   pe_file_path(file), known, PE_QUOTE((const char *)meta->data, meta->n_bytes));
 }
 
 /* ---- hyper-parameters ------------------------------------------------- */
@@ -202,11 +199,11 @@ static void weight_name(char *out, const pe_slot_row *row, uint32_t layer) {
 }
 
 /* Notes one wrong weight; the first message is kept. */
-#define WRONG(b, code, ...)                                 \
-    do {                                                    \
-        if ((b)->n_wrong++ == 0) {                          \
-            pe_error_set(&(b)->first, (code), __VA_ARGS__); \
-        }                                                   \
+#define WRONG(b, code, ...)                                                                        \
+    do {                                                                                           \
+        if ((b)->n_wrong++ == 0) {                                                                 \
+            pe_error_set(&(b)->first, (code), __VA_ARGS__);                                        \
+        }                                                                                          \
     } while (0)
 
 static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint32_t layer) {
@@ -220,8 +217,9 @@ static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint3
         if ((row->flags & PE_SLOT_TIED) != 0) {
             *out = b->model->shared[PE_W_TOKEN_EMBD];
         } else if ((row->flags & PE_SLOT_OPTIONAL) == 0) {
-            WRONG(b, PE_ERR_FORMAT, "%s: %s: expected a tensor [%" PRIu64 ", %" PRIu64
-                  "], found none of that name", pe_file_path(b->file), name, n_rows, n_cols);
+            WRONG(b, PE_ERR_FORMAT,
+                  "%s: %s: expected a tensor [%" PRIu64 ", %" PRIu64 "], found none of that name",
+                  pe_file_path(b->file), name, n_rows, n_cols);
         }
         return;
     }

@@ -11,11 +11,11 @@
 typedef struct pe_model {
     const pe_arch *arch;
     pe_hparams hparams;
-    pe_weight shared[PE_W_COUNT];         // weights of the model as a whole
-    pe_weight (*layers)[PE_W_COUNT];      // [n_layers]
-    bool all_f32;                         // no matrix in a smaller type
-    uint64_t weight_bytes;                // all tensors
-    uint64_t decode_bytes;                // read to decode one token
+    pe_weight shared[PE_W_COUNT];     // weights of the model as a whole
+    pe_weight (*layers)[PE_W_COUNT];  // [n_layers]
+    bool all_f32;                     // no matrix in a smaller type
+    uint64_t weight_bytes;            // all tensors
+    uint64_t decode_bytes;            // read to decode one token
 } pe_model;
 
 /* Binds file to the architecture it names.

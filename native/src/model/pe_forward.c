@@ -57,10 +57,9 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
 }
 
 void pe_scratch_free(pe_scratch *scratch) {
-    void *const blocks[] = {scratch->tokens, scratch->places, scratch->rope_freqs,
-                            scratch->angles, scratch->x,      scratch->h,
-                            scratch->q,      scratch->k,      scratch->v,
-                            scratch->gate,   scratch->up,     scratch->q8};
+    void *const blocks[] = {scratch->tokens, scratch->places, scratch->rope_freqs, scratch->angles,
+                            scratch->x,      scratch->h,      scratch->q,          scratch->k,
+                            scratch->v,      scratch->gate,   scratch->up,         scratch->q8};
     for (size_t i = 0; i < PE_LEN(blocks); i++) {
         pe_mem_free(blocks[i]);
     }
@@ -102,8 +101,8 @@ static void norm_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pass *p = arg;
     const uint64_t d_model = p->model->hparams.d_model;
-    p->ops->kernels.rms_norm(p->s->h + i_token * d_model, p->norm_in + i_token * d_model,
-                             p->weight, d_model, p->model->hparams.norm_eps);
+    p->ops->kernels.rms_norm(p->s->h + i_token * d_model, p->norm_in + i_token * d_model, p->weight,
+                             d_model, p->model->hparams.norm_eps);
 }
 
 static void rope_token(void *arg, uint32_t i_token, uint32_t i_thread) {
@@ -187,8 +186,8 @@ static void step_qkv(pass *p) {
 static void step_attend(pass *p) {
     const pe_hparams *hp = &p->model->hparams;
     for_tokens(p, store_token);
-    pe_attend(p->ops, p->kv, p->layer, p->s->h, p->s->q, p->s->places, p->s->n_tokens,
-              hp->n_heads, 1.0f / sqrtf((float)hp->d_k));
+    pe_attend(p->ops, p->kv, p->layer, p->s->h, p->s->q, p->s->places, p->s->n_tokens, hp->n_heads,
+              1.0f / sqrtf((float)hp->d_k));
     set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * hp->d_v);
 }
 
@@ -225,8 +224,7 @@ static void run_layer(pass *p) {
 
 /* ---- logits ----------------------------------------------------------- */
 
-static pe_status check_logits(const pass *p, const float *logits, uint64_t n_rows,
-                              pe_error *err) {
+static pe_status check_logits(const pass *p, const float *logits, uint64_t n_rows, pe_error *err) {
     const uint64_t n_vocab = p->model->hparams.n_vocab;
     for (uint64_t i = 0; i < n_rows * n_vocab; i++) {
         if (!pe_f32_is_finite(logits[i])) {

@@ -55,9 +55,8 @@ static void attend_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     }
 }
 
-void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,
-               const float *q, const pe_place *places, size_t n_tokens, uint32_t n_heads,
-               float scale) {
+void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out, const float *q,
+               const pe_place *places, size_t n_tokens, uint32_t n_heads, float scale) {
     attend_job job = {.ops = ops,
                       .kv = kv,
                       .layer = layer,

@@ -16,8 +16,7 @@ typedef struct pe_place {
  * shape    q: [n_tokens][n_heads][d_k], out: [n_tokens][n_heads][d_v]; n_heads a
  *          multiple of the pool's n_kv_heads
  * numeric  pages in order by pe_attend_fn, then out = acc / sum */
-void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,
-               const float *q, const pe_place *places, size_t n_tokens, uint32_t n_heads,
-               float scale);
+void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out, const float *q,
+               const pe_place *places, size_t n_tokens, uint32_t n_heads, float scale);
 
 #endif

@@ -46,8 +46,7 @@ static void matmul_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     job->ops->kernels.matmul[weight->dtype](
         product->out + begin, product->out_stride,
         (const uint8_t *)weight->data + begin * weight->row_bytes, weight->row_bytes, n_rows,
-        q8 ? (const void *)acts->q8 : (const void *)acts->f32, act_bytes, acts->n_cols,
-        acts->n_k);
+        q8 ? (const void *)acts->q8 : (const void *)acts->f32, act_bytes, acts->n_cols, acts->n_k);
     if (product->bias != NULL && product->bias->data != NULL) {
         const float *bias = (const float *)product->bias->data + begin;
         for (size_t c = 0; c < acts->n_cols; c++) {
@@ -60,8 +59,7 @@ static void matmul_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
 }
 
 void pe_matmul(const pe_ops *ops, const pe_product *products, size_t n_products, pe_acts *acts) {
-    matmul_job job = {
-        .ops = ops, .products = products, .n_products = n_products, .acts = acts};
+    matmul_job job = {.ops = ops, .products = products, .n_products = n_products, .acts = acts};
     uint64_t n_rows = 0;
     bool needs_q8 = false;
     for (size_t i = 0; i < n_products; i++) {

@@ -50,8 +50,8 @@ static pe_status check_params(const pe_sampler_params *p, pe_error *err) {
     PE_TRY(check(p->top_p > 0.0f && p->top_p <= 1.0f, "top_p", "above 0 and up to 1",
                  (double)p->top_p, err));
     PE_TRY(check(p->min_p >= 0.0f && p->min_p <= 1.0f, "min_p", "0 to 1", (double)p->min_p, err));
-    PE_TRY(check(p->repeat_penalty > 0.0f && pe_f32_is_finite(p->repeat_penalty),
-                 "repeat_penalty", "above 0", (double)p->repeat_penalty, err));
+    PE_TRY(check(p->repeat_penalty > 0.0f && pe_f32_is_finite(p->repeat_penalty), "repeat_penalty",
+                 "above 0", (double)p->repeat_penalty, err));
     PE_TRY(check(pe_f32_is_finite(p->presence_penalty), "presence_penalty", "a number",
                  (double)p->presence_penalty, err));
     PE_TRY(check(pe_f32_is_finite(p->frequency_penalty), "frequency_penalty", "a number",
@@ -61,8 +61,8 @@ static pe_status check_params(const pe_sampler_params *p, pe_error *err) {
 }
 
 pe_status pe_sampler_new(pe_sampler **out_sampler, const pe_sampler_params *params,
-                         const uint32_t *bias_tokens, const float *bias_values,
-                         uint32_t n_biases, pe_error *err) {
+                         const uint32_t *bias_tokens, const float *bias_values, uint32_t n_biases,
+                         pe_error *err) {
     *out_sampler = NULL;
     PE_TRY(check_params(params, err));
     for (uint32_t i = 0; i < n_biases; i++) {
@@ -292,8 +292,10 @@ pe_status pe_sampler_pick(pe_sampler *sampler, uint32_t *out_token, const float 
     if (!pe_f32_is_finite(c[0].logit)) {
         // Forced by a bias of +infinity, or every token banned by -infinity.
         if (c[0].logit < 0.0f) {
-            return pe_fail(err, PE_ERR_ARG, "logit_bias: expected to leave a token, found all %u"
-                           " banned", n_vocab);
+            return pe_fail(err, PE_ERR_ARG,
+                           "logit_bias: expected to leave a token, found all %u"
+                           " banned",
+                           n_vocab);
         }
         *out_token = c[0].token;
         return PE_OK;
@@ -322,9 +324,8 @@ pe_status pe_logprobs(float *out_logprobs, const float *logits, const uint32_t *
     for (uint64_t i = 0; i < n_rows; i++) {
         const float *row = logits + i * n_vocab;
         if (targets[i] >= n_vocab) {
-            return pe_fail(err, PE_ERR_ARG,
-                           "target %" PRIu64 ": expected an id below %u, found %u", i, n_vocab,
-                           targets[i]);
+            return pe_fail(err, PE_ERR_ARG, "target %" PRIu64 ": expected an id below %u, found %u",
+                           i, n_vocab, targets[i]);
         }
         PE_TRY(check_logits(row, n_vocab, err));
         out_logprobs[i] = (float)((double)row[targets[i]] - log_sum_exp(row, n_vocab));

@@ -78,8 +78,8 @@ static void quantize_acts_avx2(pe_act_block *out, const float *x, size_t n) {
         __m256i max_i32x8 = _mm256_setzero_si256();
         for (size_t i = 0; i < 4; i++) {
             v[i] = _mm256_loadu_ps(x + WIDTH * i);
-            max_i32x8 = _mm256_max_epu32(max_i32x8,
-                                         _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
+            max_i32x8 =
+                _mm256_max_epu32(max_i32x8, _mm256_and_si256(_mm256_castps_si256(v[i]), magnitude));
         }
         __m128i m = _mm_max_epu32(_mm256_castsi256_si128(max_i32x8),
                                   _mm256_extracti128_si256(max_i32x8, 1));
@@ -105,8 +105,8 @@ static void quantize_acts_avx2(pe_act_block *out, const float *x, size_t n) {
         s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
         // Packing works within 128-bit halves; the permutation puts the 4-byte
         // groups back in order.
-        const __m256i packed = _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]),
-                                                  _mm256_packs_epi32(q[2], q[3]));
+        const __m256i packed =
+            _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         out[b].d = max / 127.0f;
         out[b].sum = _mm_cvtsi128_si32(s);
@@ -174,15 +174,15 @@ INLINE __m256i pair_scales(const uint8_t *block, size_t b, pe_dtype dtype) {
  * -128 becomes the unsigned 128. */
 INLINE __m256i dot_partial(__m256i w, __m256i scales, __m256i x, pe_dtype dtype) {
     const bool is_signed = dtype == PE_DTYPE_Q8_0 || dtype == PE_DTYPE_Q6_K;
-    const __m256i pairs =
-        is_signed ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                  : _mm256_maddubs_epi16(w, x);
+    const __m256i pairs = is_signed
+                              ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
+                              : _mm256_maddubs_epi16(w, x);
     return _mm256_madd_epi16(pairs, scales);
 }
 
 /* Eight rows against n_tile_cols columns (a constant, at most 4). */
-INLINE void tile_q8(__m256 *acc, const uint8_t *const *rows, const uint8_t *acts,
-                    size_t act_bytes, size_t n_tile_cols, size_t n_k, pe_dtype dtype) {
+INLINE void tile_q8(__m256 *acc, const uint8_t *const *rows, const uint8_t *acts, size_t act_bytes,
+                    size_t n_tile_cols, size_t n_k, pe_dtype dtype) {
     for (size_t c = 0; c < n_tile_cols; c++) {
         acc[c] = _mm256_setzero_ps();
     }
@@ -349,12 +349,11 @@ INLINE void matmul_float(float *out, size_t out_stride, const void *weights, siz
 }
 
 /* Defines matmul_<name>_avx2 as body for one type. */
-#define MATMUL(name, body, dtype)                                                             \
-    static void matmul_##name##_avx2(float *out, size_t out_stride, const void *weights,      \
-                                     size_t row_bytes, size_t n_rows, const void *acts,       \
-                                     size_t act_bytes, size_t n_cols, size_t n_k) {           \
-        body(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,       \
-             dtype);                                                                          \
+#define MATMUL(name, body, dtype)                                                                  \
+    static void matmul_##name##_avx2(float *out, size_t out_stride, const void *weights,           \
+                                     size_t row_bytes, size_t n_rows, const void *acts,            \
+                                     size_t act_bytes, size_t n_cols, size_t n_k) {                \
+        body(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k, dtype);    \
     }
 
 MATMUL(f32, matmul_float, PE_DTYPE_F32)
