@@ -70,7 +70,9 @@ def _group() -> None:
 )
 @click.option("--ignore-eos", is_flag=True, help="Never choose an end token.")
 @click.option("--kv-type", type=click.Choice(["auto", "f16", "f32"]), default="auto")
-@click.option("--isa", type=click.Choice(["scalar", "avx2"]), help="Force an instruction set.")
+@click.option(
+    "--isa", type=click.Choice(["scalar", "avx2", "avx512"]), help="Force an instruction set."
+)
 @click.option("--echo/--no-echo", default=None, help="Show the prompt.  [default: on a terminal]")
 @click.option("-q", "--quiet", is_flag=True, help="No summary and no progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what runs: kernels, threads, memory.")

@@ -25,7 +25,12 @@ from pyengine._sampler import MAX_SEED, Sampler, Sampling, logprobs
 from pyengine._session import CancelFlag, Logits, Session
 from pyengine._tokenizer import Tokenizer
 
-_ISAS = {None: lib.PE_ISA_BEST, "scalar": lib.PE_ISA_SCALAR, "avx2": lib.PE_ISA_AVX2}
+_ISAS = {
+    None: lib.PE_ISA_BEST,
+    "scalar": lib.PE_ISA_SCALAR,
+    "avx2": lib.PE_ISA_AVX2,
+    "avx512": lib.PE_ISA_AVX512,
+}
 _KV_TYPES = {"auto": lib.PE_KV_AUTO, "f32": lib.PE_KV_F32, "f16": lib.PE_KV_F16}
 
 # Rows of logits that perplexity holds at a time: 64 rows of a 128k vocabulary are 33 MB.
@@ -103,7 +108,8 @@ class Engine:
         n_batch: Tokens per pass, 256 by default; more needs more working memory.
         kv_type: ``"f16"`` or ``"f32"``; ``"auto"`` is f32 for F32 models, else f16.
         max_kv_bytes: Bound on the KV pages of all sessions together.
-        isa: Force an instruction set, ``"scalar"`` or ``"avx2"``; results do not change.
+        isa: Force an instruction set, ``"scalar"``, ``"avx2"`` or ``"avx512"``; results do
+            not change.
 
     Raises:
         ModelFileError: The file cannot be opened.
@@ -123,7 +129,7 @@ class Engine:
         n_batch: int | None = None,
         kv_type: Literal["auto", "f16", "f32"] = "auto",
         max_kv_bytes: int | None = None,
-        isa: Literal["scalar", "avx2"] | None = None,
+        isa: Literal["scalar", "avx2", "avx512"] | None = None,
     ) -> None:
         started = time.perf_counter()
         self.lock = threading.RLock()

@@ -817,6 +817,13 @@ static int _cffi_const_PE_ISA_AVX2(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_ISA_AVX512(unsigned long long *o)
+{
+  int n = (PE_ISA_AVX512) <= 0;
+  *o = (unsigned long long)((PE_ISA_AVX512) | 0);  /* check that PE_ISA_AVX512 is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_KV_AUTO(unsigned long long *o)
 {
   int n = (PE_KV_AUTO) <= 0;
@@ -2767,6 +2774,7 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_ERR_NUMERIC", (void *)_cffi_const_PE_ERR_NUMERIC, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ERR_UNSUPPORTED", (void *)_cffi_const_PE_ERR_UNSUPPORTED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_AVX2", (void *)_cffi_const_PE_ISA_AVX2, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_ISA_AVX512", (void *)_cffi_const_PE_ISA_AVX512, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_BEST", (void *)_cffi_const_PE_ISA_BEST, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_SCALAR", (void *)_cffi_const_PE_ISA_SCALAR, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_KV_AUTO", (void *)_cffi_const_PE_KV_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -3059,7 +3067,7 @@ static const struct _cffi_enum_s _cffi_enums[] = {
   { "pe_dtype", 141, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
     "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q8_0,PE_DTYPE_Q6_K,PE_DTYPE_BF16" },
   { "pe_isa", 150, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
-    "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2" },
+    "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX512" },
   { "pe_kv_type", 151, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
     "PE_KV_AUTO,PE_KV_F32,PE_KV_F16" },
   { "pe_meta_type", 153, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
@@ -3098,7 +3106,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  64,  /* num_globals */
+  65,  /* num_globals */
   13,  /* num_struct_unions */
   5,  /* num_enums */
   18,  /* num_typenames */

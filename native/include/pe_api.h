@@ -171,7 +171,8 @@ typedef struct pe_engine pe_engine;
 typedef enum pe_isa {
     PE_ISA_BEST = 0,  // the best this processor has
     PE_ISA_SCALAR = 1,
-    PE_ISA_AVX2 = 2  // with FMA and F16C
+    PE_ISA_AVX2 = 2,   // with FMA and F16C
+    PE_ISA_AVX512 = 3  // F, BW, VL, DQ and VNNI
 } pe_isa;
 
 /* How keys and values are stored. */

@@ -11,16 +11,25 @@
 pe_isa pe_cpu_best_isa(void) {
 #if defined(__x86_64__)
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-        __builtin_cpu_supports("f16c")) {
-        return PE_ISA_AVX2;
+    // The builtin also asks whether the operating system saves the registers.
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                        __builtin_cpu_supports("avx512vnni");
+    if (avx2) {
+        return avx512 ? PE_ISA_AVX512 : PE_ISA_AVX2;
     }
 #endif
     return PE_ISA_SCALAR;
 }
 
 const char *pe_cpu_isa_name(pe_isa isa) {
-    return isa == PE_ISA_AVX2 ? "avx2" : "scalar";
+    switch (isa) {
+    case PE_ISA_AVX512: return "avx512";
+    case PE_ISA_AVX2: return "avx2";
+    default: return "scalar";
+    }
 }
 
 #if defined(__linux__)

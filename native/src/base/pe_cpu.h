@@ -7,7 +7,7 @@
 /* The best instruction set of this processor and operating system. */
 pe_isa pe_cpu_best_isa(void);
 
-/* "scalar", "avx2"; static storage. */
+/* "scalar", "avx2", "avx512"; static storage. */
 const char *pe_cpu_isa_name(pe_isa isa);
 
 /* Cores this process may use: its affinity mask and its cgroup's CPU quota,

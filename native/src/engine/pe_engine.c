@@ -60,7 +60,7 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     PE_TRY(at_most("n_threads", params->n_threads, MAX_THREADS, err));
     PE_TRY(at_most("n_batch", params->n_batch, MAX_N_BATCH, err));
     PE_TRY(at_most("kv_type", params->kv_type, PE_KV_F16, err));
-    PE_TRY(at_most("isa", params->isa, PE_ISA_AVX2, err));
+    PE_TRY(at_most("isa", params->isa, PE_ISA_AVX512, err));
     if (params->isa > (uint32_t)pe_cpu_best_isa()) {
         return pe_fail(err, PE_ERR_ARG, "isa: expected what this processor has, up to %s, found %s",
                        pe_cpu_isa_name(pe_cpu_best_isa()), pe_cpu_isa_name((pe_isa)params->isa));

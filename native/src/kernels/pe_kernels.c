@@ -10,4 +10,7 @@ void pe_kernels_init(pe_kernels *kernels, pe_isa isa) {
     if (level >= PE_ISA_AVX2) {
         pe_kernels_init_avx2(kernels);
     }
+    if (level >= PE_ISA_AVX512) {
+        pe_kernels_init_avx512(kernels);
+    }
 }

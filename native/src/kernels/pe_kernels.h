@@ -80,8 +80,11 @@ typedef struct pe_kernels {
     /* Quantizes n activations, a multiple of PE_BLOCK, into n / PE_BLOCK blocks. */
     void (*quantize_acts)(pe_act_block *out, const float *x, size_t n);
 
-    /* By type number; NULL for types that cannot be computed with. */
+    /* By type number; NULL for types that cannot be computed with. Both give the
+     * same bits; matvec is the faster one for a single column, which is all it is
+     * called with, matmul for several. */
     pe_matmul_fn matmul[PE_DTYPE_END];
+    pe_matmul_fn matvec[PE_DTYPE_END];
 
     /* out[i] = (x[i] * r) * weight[i], r = 1 / sqrt(lane_sum(x * x) / n + eps).
      * alias    out may be x */
@@ -103,6 +106,7 @@ void pe_kernels_init(pe_kernels *kernels, pe_isa isa);
 /* What each level adds; a level of another processor family adds nothing. */
 void pe_kernels_init_scalar(pe_kernels *kernels);
 void pe_kernels_init_avx2(pe_kernels *kernels);
+void pe_kernels_init_avx512(pe_kernels *kernels);
 
 /* ---- shared definitions ----------------------------------------------- */
 

@@ -245,6 +245,7 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_scalar;
     kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_scalar;
     kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_scalar;
+    memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_scalar;
     kernels->silu_mul = silu_mul_scalar;
     kernels->attend[PE_KV_F32] = attend_f32_scalar;

@@ -43,7 +43,8 @@ static void matmul_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     const bool q8 = pe_dtype_find(weight->dtype)->acts == PE_ACTS_Q8;
     const size_t act_bytes =
         q8 ? acts->n_k / PE_BLOCK * sizeof(pe_act_block) : acts->n_k * sizeof(float);
-    job->ops->kernels.matmul[weight->dtype](
+    const pe_kernels *kernels = &job->ops->kernels;
+    (acts->n_cols == 1 ? kernels->matvec : kernels->matmul)[weight->dtype](
         product->out + begin, product->out_stride,
         (const uint8_t *)weight->data + begin * weight->row_bytes, weight->row_bytes, n_rows,
         q8 ? (const void *)acts->q8 : (const void *)acts->f32, act_bytes, acts->n_cols, acts->n_k);

@@ -541,6 +541,7 @@ void pe_kernels_init_avx2(pe_kernels *kernels) {
     kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_avx2;
     kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_avx2;
     kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_avx2;
+    memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_avx2;
     kernels->silu_mul = silu_mul_avx2;
     kernels->attend[PE_KV_F32] = attend_f32_avx2;
