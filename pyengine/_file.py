@@ -163,8 +163,9 @@ class ModelFile:
 
     def unsupported_reason(self) -> str | None:
         """Why this build cannot run the model, or None when it can."""
+        handle = self.handle
         try:
-            call(lib.pe_file_check, self.handle)
+            call(lib.pe_file_check, handle)
         except PyengineError as error:
             return str(error)
         return None

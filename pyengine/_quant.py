@@ -48,9 +48,9 @@ def quantize(weights: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uin
         NumericError: NaN or infinity, or a scale too large for the type; with its index.
     """
     number = _type_number(dtype)
-    source = np.ascontiguousarray(weights, np.float32)
-    if source.ndim == 0:
+    if np.ndim(weights) == 0:
         raise ArgumentError("weights: expected 1 dimension or more, found a single number")
+    source = np.ascontiguousarray(weights, np.float32)
     out = np.empty((*source.shape[:-1], _row_bytes(number, source.shape[-1])), np.uint8)
     call(
         lib.pe_quantize,
@@ -73,10 +73,12 @@ def dequantize(blocks: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.floa
         ArgumentError: An unknown type, or rows that are not whole blocks.
     """
     number = _type_number(dtype)
+    if np.ndim(blocks) == 0:
+        raise ArgumentError("blocks: expected 1 dimension or more, found a single number")
     source = np.ascontiguousarray(blocks, np.uint8)
     info = ffi.new("pe_dtype_info *")
     call(lib.pe_dtype_describe, info, number)
-    if source.ndim == 0 or source.shape[-1] % info.block_bytes:
+    if source.shape[-1] % info.block_bytes:
         raise ArgumentError(
             f"{dtype}: expected rows of whole blocks of {info.block_bytes} bytes, "
             f"found shape {source.shape}"

@@ -3,14 +3,15 @@
 #include <stdint.h>
 #include <string.h>
 
-/* Splits of ln 2 and pi/2 into parts whose low bits are zero, so that multiples
- * up to about 2^20 times the high parts are exact (Cody and Waite, 1980). */
+/* ln 2 and pi/2 in parts (Cody and Waite, 1980). All but the last have so few bits
+ * that their multiples are exact: of 33 bits for ln 2, where multiples stay below
+ * 2^11, of 25 and 23 bits for pi/2, where they reach 2^28. */
 static const double LN2_HI = 0x1.62e42fee00000p-1;
 static const double LN2_LO = 0x1.a39ef35793c76p-33;
 static const double LN2 = 0x1.62e42fefa39efp-1;
-static const double PI_2_A = 0x1.921fb54400000p+0;
-static const double PI_2_B = 0x1.0b4611a600000p-34;
-static const double PI_2_C = 0x1.3198a2e037073p-69;
+static const double PI_2_A = 0x1.921fb50000000p+0;
+static const double PI_2_B = 0x1.110b440000000p-26;
+static const double PI_2_C = 0x1.08d313198a2e0p-49;
 static const double TWO_OVER_PI = 0x1.45f306dc9c883p-1;
 
 /* Nearest integer, ties to even, for |x| < 2^51: adding 1.5 * 2^52 leaves no

@@ -15,7 +15,7 @@ double pe_exp(double x);
 /* Natural logarithm of a normal x > 0. */
 double pe_log(double x);
 
-/* Sine and cosine of an angle in radians, |angle| < 1e9. */
+/* Sine and cosine of an angle in radians, |angle| < 2^28. */
 void pe_sincos(double angle, double *out_sin, double *out_cos);
 
 #endif
