@@ -1,0 +1,246 @@
+/* KV pages: where numbers land, sharing, copy on write, budget, reference counts. */
+#include <math.h>
+#include <string.h>
+
+#include "harness.h"
+#include "pe_f16.h"
+#include "pe_kv.h"
+
+#define LAYERS 2
+#define HEADS 3
+#define D_K 5
+#define D_V 7
+
+static const pe_kv_shape SHAPE = {
+    .n_layers = LAYERS, .n_kv_heads = HEADS, .d_k = D_K, .d_v = D_V, .type = PE_KV_F32};
+
+static pe_kv_pool new_pool(uint64_t max_pages) {
+    pe_kv_pool pool;
+    const uint64_t page = sizeof(float) * PE_PAGE_TOKENS * (D_K + D_V) * HEADS * LAYERS;
+    CHECK_OK(pe_kv_pool_init(&pool, &SHAPE, max_pages * page, err));
+    CHECK_U64(pool.page_bytes, page);
+    return pool;
+}
+
+/* A number that tells its place and who wrote it; small, so exact in fp16 too. */
+static float mark(uint32_t writer, uint32_t layer, uint64_t position, uint32_t head, uint32_t d) {
+    return (float)((writer * 7919 + layer * 541 + (uint32_t)position * 97 + head * 31 + d) % 2039);
+}
+
+static void write_at(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t position,
+                     uint32_t writer) {
+    float k[HEADS * D_K];
+    float v[HEADS * D_V];
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        for (uint32_t i = 0; i < HEADS * D_K; i++) {
+            k[i] = mark(writer, layer, position, i / D_K, i % D_K);
+        }
+        for (uint32_t i = 0; i < HEADS * D_V; i++) {
+            v[i] = -mark(writer, layer, position, i / D_V, i % D_V);
+        }
+        pe_kv_store(pool, table, layer, position, k, v);
+    }
+}
+
+static float item(const pe_kv_pool *pool, const void *data, size_t i) {
+    return pool->shape.type == PE_KV_F32 ? ((const float *)data)[i]
+                                         : pe_f16_to_f32(((const pe_f16 *)data)[i]);
+}
+
+/* Keys lie dimension by dimension, values position by position. */
+static void check_at(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t position,
+                     uint32_t writer) {
+    const uint64_t page = position / PE_PAGE_TOKENS;
+    const size_t slot = position % PE_PAGE_TOKENS;
+    for (uint32_t layer = 0; layer < LAYERS; layer++) {
+        for (uint32_t head = 0; head < HEADS; head++) {
+            const void *keys = pe_kv_keys(pool, table, page, layer, head);
+            const void *values = pe_kv_values(pool, table, page, layer, head);
+            for (uint32_t d = 0; d < D_V; d++) {
+                const float expected = mark(writer, layer, position, head, d);
+                CHECK(d >= D_K || item(pool, keys, d * PE_PAGE_TOKENS + slot) == expected,
+                      "writer %u position %u key %u", writer, (unsigned)position, d);
+                CHECK(item(pool, values, slot * D_V + d) == -expected,
+                      "writer %u position %u value %u", writer, (unsigned)position, d);
+            }
+        }
+    }
+}
+
+static void layout(void) {
+    for (pe_kv_type type = PE_KV_F32; type <= PE_KV_F16; type++) {
+        pe_kv_shape shape = SHAPE;
+        shape.type = type;
+        pe_kv_pool pool;
+        pe_kv_table table = {0};
+        CHECK_OK(pe_kv_pool_init(&pool, &shape, UINT64_MAX, err));
+        CHECK_U64(pool.page_bytes, LAYERS * HEADS * 32 * 12 * (type == PE_KV_F32 ? 4 : 2));
+        CHECK_OK(pe_kv_reserve(&pool, &table, 0, 70, err));
+        CHECK_U64(table.n_pages, 3);
+        CHECK_U64(pool.n_pages, 3);
+        for (uint64_t position = 0; position < 70; position++) {
+            write_at(&pool, &table, position, 1);
+        }
+        for (uint64_t position = 0; position < 70; position++) {
+            check_at(&pool, &table, position, 1);
+        }
+        // A fresh page holds zeros behind what was written.
+        CHECK(item(&pool, pe_kv_keys(&pool, &table, 2, 0, 0), 6) == 0.0f, "after position 69");
+        pe_kv_clear(&pool, &table);
+        CHECK_U64(pool.n_pages, 0);
+        CHECK_U64(pool.n_pages_peak, 3);
+        CHECK(table.pages == NULL && table.n_pages == 0 && table.capacity == 0, "not empty");
+    }
+}
+
+static void truncation(void) {
+    pe_kv_pool pool = new_pool(100);
+    pe_kv_table table = {0};
+    static const struct {
+        uint64_t positions, pages;
+    } steps[] = {{320, 10}, {319, 10}, {289, 10}, {288, 9}, {33, 2}, {32, 1}, {1, 1}, {0, 0}};
+    CHECK_OK(pe_kv_reserve(&pool, &table, 0, 320, err));
+    for (size_t i = 0; i < PE_LEN(steps); i++) {
+        pe_kv_truncate(&pool, &table, steps[i].positions);
+        CHECK_U64(table.n_pages, steps[i].pages);
+        CHECK_U64(pool.n_pages, steps[i].pages);
+    }
+    pe_kv_truncate(&pool, &table, 1000);  // more than there is
+    CHECK_OK(pe_kv_reserve(&pool, &table, 0, 0, err));
+    CHECK_U64(table.n_pages, 0);
+    CHECK_OK(pe_kv_reserve(&pool, &table, 0, 1, err));
+    CHECK_U64(table.n_pages, 1);
+    CHECK_OK(pe_kv_reserve(&pool, &table, 5, 20, err));
+    CHECK_U64(table.n_pages, 1);
+    pe_kv_clear(&pool, &table);
+    pe_kv_clear(&pool, &table);
+    CHECK_U64(pool.n_pages, 0);
+}
+
+static void copy_on_write(void) {
+    pe_kv_pool pool = new_pool(100);
+    pe_kv_table a = {0};
+    pe_kv_table b = {0};
+    CHECK_OK(pe_kv_reserve(&pool, &a, 0, 80, err));
+    for (uint64_t position = 0; position < 80; position++) {
+        write_at(&pool, &a, position, 1);
+    }
+    CHECK_OK(pe_kv_share(&b, &a, err));
+    CHECK_U64(pool.n_pages, 3);
+    CHECK_U64(b.n_pages, 3);
+    CHECK(pe_kv_keys(&pool, &b, 1, 1, 2) == pe_kv_keys(&pool, &a, 1, 1, 2), "not shared");
+    // b goes its own way from 70 on: only the third page is copied.
+    CHECK_OK(pe_kv_reserve(&pool, &b, 70, 75, err));
+    CHECK_U64(pool.n_pages, 4);
+    CHECK(pe_kv_keys(&pool, &b, 0, 0, 0) == pe_kv_keys(&pool, &a, 0, 0, 0), "page 0 copied");
+    CHECK(pe_kv_keys(&pool, &b, 2, 0, 0) != pe_kv_keys(&pool, &a, 2, 0, 0), "page 2 shared");
+    for (uint64_t position = 70; position < 75; position++) {
+        write_at(&pool, &b, position, 2);
+    }
+    for (uint64_t position = 0; position < 80; position++) {
+        check_at(&pool, &a, position, 1);
+        check_at(&pool, &b, position, position >= 70 && position < 75 ? 2 : 1);
+    }
+    // Now both own their third page: nothing more to copy.
+    CHECK_OK(pe_kv_reserve(&pool, &a, 64, 80, err));
+    CHECK_OK(pe_kv_reserve(&pool, &b, 64, 80, err));
+    CHECK_U64(pool.n_pages, 4);
+    // A write across all pages takes them all over.
+    CHECK_OK(pe_kv_reserve(&pool, &a, 0, 80, err));
+    CHECK_U64(pool.n_pages, 6);
+    pe_kv_clear(&pool, &a);
+    CHECK_U64(pool.n_pages, 3);
+    for (uint64_t position = 0; position < 70; position++) {
+        check_at(&pool, &b, position, 1);
+    }
+    pe_kv_clear(&pool, &b);
+    CHECK_U64(pool.n_pages, 0);
+}
+
+static void budget(void) {
+    pe_kv_pool pool = new_pool(4);
+    pe_kv_table a = {0};
+    pe_kv_table b = {0};
+    CHECK_OK(pe_kv_reserve(&pool, &a, 0, 96, err));
+    write_at(&pool, &a, 95, 1);
+    // One page is left: two are refused, and none is kept.
+    CHECK_FAILS(pe_kv_reserve(&pool, &b, 0, 64, err), PE_ERR_NOMEM, "expected to stay within");
+    CHECK_U64(b.n_pages, 0);
+    CHECK_FAILS(pe_kv_reserve(&pool, &a, 96, 161, err), PE_ERR_NOMEM, "in use and a page of");
+    CHECK_U64(a.n_pages, 3);
+    CHECK_U64(pool.n_pages, 3);
+    check_at(&pool, &a, 95, 1);
+    // A copy needs budget too.
+    CHECK_OK(pe_kv_reserve(&pool, &a, 96, 128, err));
+    CHECK_OK(pe_kv_share(&b, &a, err));
+    CHECK_FAILS(pe_kv_reserve(&pool, &b, 95, 96, err), PE_ERR_NOMEM, "KV cache");
+    CHECK_U64(b.n_pages, 4);
+    check_at(&pool, &b, 95, 1);
+    pe_kv_truncate(&pool, &a, 64);  // b still holds those pages
+    CHECK_U64(pool.n_pages, 4);
+    pe_kv_truncate(&pool, &b, 96);
+    CHECK_U64(pool.n_pages, 3);
+    CHECK_OK(pe_kv_reserve(&pool, &a, 64, 96, err));
+    CHECK_U64(pool.n_pages, 4);
+    pe_kv_clear(&pool, &a);
+    pe_kv_clear(&pool, &b);
+    CHECK_U64(pool.n_pages, 0);
+    pe_kv_pool none = new_pool(0);
+    CHECK_FAILS(pe_kv_reserve(&none, &a, 0, 1, err), PE_ERR_NOMEM, "within 0 bytes");
+    pe_kv_clear(&none, &a);
+
+    pe_kv_shape huge = SHAPE;
+    huge.n_layers = huge.n_kv_heads = huge.d_k = UINT32_MAX;
+    CHECK_FAILS(pe_kv_pool_init(&pool, &huge, UINT64_MAX, err), PE_ERR_ARG, "fits 64 bits");
+}
+
+/* Random forks, writes, truncations and releases against a plain copy of everything. */
+static void random_timelines(void) {
+    enum { N_TABLES = 6, MAX_POSITIONS = 200 };
+    pe_kv_pool pool = new_pool(1000);
+    pe_kv_table tables[N_TABLES] = {{0}};
+    uint32_t writers[N_TABLES][MAX_POSITIONS] = {{0}};
+    uint64_t lengths[N_TABLES] = {0};
+    for (uint32_t round = 1; round <= 1500; round++) {
+        const uint32_t t = rng_below(N_TABLES);
+        const uint32_t other = rng_below(N_TABLES);
+        const uint32_t action = rng_below(8);
+        if (action == 0) {
+            pe_kv_clear(&pool, &tables[t]);
+            lengths[t] = 0;
+        } else if (action == 1 && other != t) {
+            pe_kv_clear(&pool, &tables[t]);
+            CHECK_OK(pe_kv_share(&tables[t], &tables[other], err));
+            lengths[t] = lengths[other];
+            memcpy(writers[t], writers[other], sizeof writers[t]);
+        } else if (action == 2) {
+            lengths[t] = rng_below((uint32_t)lengths[t] + 1);
+            pe_kv_truncate(&pool, &tables[t], lengths[t]);
+        } else {
+            const uint64_t end = lengths[t] + rng_below((uint32_t)(MAX_POSITIONS - lengths[t]) + 1);
+            CHECK_OK(pe_kv_reserve(&pool, &tables[t], lengths[t], end, err));
+            for (; lengths[t] < end; lengths[t]++) {
+                write_at(&pool, &tables[t], lengths[t], round);
+                writers[t][lengths[t]] = round;
+            }
+        }
+        for (uint32_t i = 0; i < N_TABLES; i++) {
+            CHECK_U64(tables[i].n_pages, (lengths[i] + PE_PAGE_TOKENS - 1) / PE_PAGE_TOKENS);
+            for (int probe = 0; probe < 4 && lengths[i] > 0; probe++) {
+                const uint32_t position = rng_below((uint32_t)lengths[i]);
+                check_at(&pool, &tables[i], position, writers[i][position]);
+            }
+        }
+    }
+    for (uint32_t i = 0; i < N_TABLES; i++) {
+        pe_kv_clear(&pool, &tables[i]);
+    }
+    CHECK_U64(pool.n_pages, 0);
+}
+
+int main(void) {
+    static const test_case tests[] = {
+        TEST(layout), TEST(truncation), TEST(copy_on_write), TEST(budget), TEST(random_timelines),
+    };
+    return run_tests(tests, PE_LEN(tests));
+}
