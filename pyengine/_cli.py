@@ -71,7 +71,9 @@ def _group() -> None:
 @click.option("--ignore-eos", is_flag=True, help="Never choose an end token.")
 @click.option("--kv-type", type=click.Choice(["auto", "f16", "f32"]), default="auto")
 @click.option(
-    "--isa", type=click.Choice(["scalar", "avx2", "avx512"]), help="Force an instruction set."
+    "--isa",
+    type=click.Choice(["scalar", "avx2", "avx512", "neon", "dotprod"]),
+    help="Force an instruction set.",
 )
 @click.option("--echo/--no-echo", default=None, help="Show the prompt.  [default: on a terminal]")
 @click.option("-q", "--quiet", is_flag=True, help="No summary and no progress.")
@@ -127,18 +129,18 @@ def _run(
             progress=progress,
             **sampling,
         )
-        if sys.stdout.isatty() if echo is None else echo:
-            click.secho(text, nl=False, dim=sys.stdout.isatty())
-        interrupted = _print_stream(stream, progress)
+        shown = text if (sys.stdout.isatty() if echo is None else echo) else ""
+        interrupted = _print_stream(shown, stream, progress)
         if not quiet:
             click.echo(_summary(stream.result), err=True)
     return _INTERRUPTED if interrupted else 0
 
 
-def _print_stream(stream: Stream, progress: _PrefillProgress) -> bool:
-    """Writes pieces as they come; gives whether Ctrl-C ended them."""
+def _print_stream(prompt: str, stream: Stream, progress: _PrefillProgress) -> bool:
+    """Writes the prompt, and pieces as they come; gives whether Ctrl-C ended them."""
     interrupted = False
     try:
+        click.secho(prompt, nl=False, dim=sys.stdout.isatty())
         for piece in stream:
             progress.clear()
             sys.stdout.write(piece)

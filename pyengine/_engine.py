@@ -16,20 +16,22 @@ from typing import Any, Literal, Self, overload
 
 import numpy as np
 
+from pyengine._arguments import choice, instance, integer
 from pyengine._bundled import bundled_model
-from pyengine._errors import ArgumentError, ClosedError, TokenizerError
+from pyengine._errors import ArgumentError, ClosedError
 from pyengine._file import ModelFile
 from pyengine._generate import Generation, Progress, Stream
 from pyengine._native import call, ffi, lib
 from pyengine._sampler import MAX_SEED, Sampler, Sampling, logprobs
-from pyengine._session import CancelFlag, Logits, Session
+from pyengine._session import CancelFlag, Logits, Session, token_array
 from pyengine._tokenizer import Tokenizer
 
 _ISAS = {
-    None: lib.PE_ISA_BEST,
     "scalar": lib.PE_ISA_SCALAR,
     "avx2": lib.PE_ISA_AVX2,
     "avx512": lib.PE_ISA_AVX512,
+    "neon": lib.PE_ISA_NEON,
+    "dotprod": lib.PE_ISA_DOTPROD,
 }
 _KV_TYPES = {"auto": lib.PE_KV_AUTO, "f32": lib.PE_KV_F32, "f16": lib.PE_KV_F16}
 
@@ -108,8 +110,8 @@ class Engine:
         n_batch: Tokens per pass, 256 by default; more needs more working memory.
         kv_type: ``"f16"`` or ``"f32"``; ``"auto"`` is f32 for F32 models, else f16.
         max_kv_bytes: Bound on the KV pages of all sessions together.
-        isa: Force an instruction set, ``"scalar"``, ``"avx2"`` or ``"avx512"``; results do
-            not change.
+        isa: Force an instruction set, ``"scalar"``, ``"avx2"`` or ``"avx512"``, on Arm
+            ``"neon"`` or ``"dotprod"``; results do not change.
 
     Raises:
         ModelFileError: The file cannot be opened.
@@ -129,7 +131,7 @@ class Engine:
         n_batch: int | None = None,
         kv_type: Literal["auto", "f16", "f32"] = "auto",
         max_kv_bytes: int | None = None,
-        isa: Literal["scalar", "avx2", "avx512"] | None = None,
+        isa: Literal["scalar", "avx2", "avx512", "neon", "dotprod"] | None = None,
     ) -> None:
         started = time.perf_counter()
         self.lock = threading.RLock()
@@ -137,12 +139,12 @@ class Engine:
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         params = ffi.new("pe_engine_params *")
         params.struct_bytes = ffi.sizeof("pe_engine_params")
-        params.n_ctx = _positive("n_ctx", n_ctx, 2**32)
-        params.n_threads = _positive("n_threads", n_threads, 2**32)
-        params.n_batch = _positive("n_batch", n_batch, 2**32)
-        params.max_kv_bytes = _positive("max_kv_bytes", max_kv_bytes, 2**64)
-        params.isa = _choice("isa", isa, _ISAS)
-        params.kv_type = _choice("kv_type", kv_type, _KV_TYPES)
+        params.n_ctx = _positive("n_ctx", n_ctx, 2**32 - 1)
+        params.n_threads = _positive("n_threads", n_threads, 2**32 - 1)
+        params.n_batch = _positive("n_batch", n_batch, 2**32 - 1)
+        params.max_kv_bytes = _positive("max_kv_bytes", max_kv_bytes, 2**64 - 1)
+        params.isa = lib.PE_ISA_BEST if isa is None else choice("isa", isa, _ISAS)
+        params.kv_type = choice("kv_type", kv_type, _KV_TYPES)
 
         self.file = ModelFile(bundled_model() if path is None else path)
         try:
@@ -150,11 +152,6 @@ class Engine:
             call(lib.pe_engine_open, out, self.file.handle, params)
             self._handle = ffi.gc(out[0], lib.pe_engine_close)
             self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
-            if self.tokenizer.n_vocab != self.n_vocab:
-                raise TokenizerError(
-                    f"{self.file.path}: vocabulary: expected {self.n_vocab} tokens as the "
-                    f"embedding has rows, found {self.tokenizer.n_vocab}"
-                )
         except BaseException:
             self.close()
             raise
@@ -279,8 +276,7 @@ class Engine:
         Raises:
             ArgumentError: The text is shorter than a window, or the window is impossible.
         """
-        if not 4 <= window <= self.n_ctx:
-            raise ArgumentError(f"window: expected 4 to {self.n_ctx} tokens, found {window}")
+        window = integer("window", window, 4, self.n_ctx)
         begin = self.tokenizer.add_bos and self.tokenizer.bos_id is not None
         ids = self.tokenize(text, add_special=False)
         if begin:
@@ -323,7 +319,7 @@ class Engine:
         frequency_penalty: float = 0.0,
         penalty_window: int = 64,
         logit_bias: Mapping[int, float] | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         seed: int | None = None,
         logprobs: int | None = None,
@@ -348,7 +344,7 @@ class Engine:
         frequency_penalty: float = 0.0,
         penalty_window: int = 64,
         logit_bias: Mapping[int, float] | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         seed: int | None = None,
         logprobs: int | None = None,
@@ -372,7 +368,7 @@ class Engine:
         frequency_penalty: float = 0.0,
         penalty_window: int = 64,
         logit_bias: Mapping[int, float] | None = None,
-        stop: str | Sequence[str] = (),
+        stop: str | Sequence[str] | None = None,
         ignore_eos: bool = False,
         seed: int | None = None,
         logprobs: int | None = None,
@@ -407,14 +403,13 @@ class Engine:
             OutOfMemoryError: Memory or the KV budget is spent.
         """
         tokens = self._prompt_tokens(prompt, parse_special)
+        if logit_bias is not None:
+            instance("logit_bias", logit_bias, Mapping, "a mapping of token ids to numbers")
         bias = dict(logit_bias or {})
         if ignore_eos:
             bias.update(dict.fromkeys(self.tokenizer.eog_ids, -math.inf))
         for token in bias:
-            if isinstance(token, int) and not 0 <= token < self.n_vocab:
-                raise ArgumentError(
-                    f"logit_bias: expected token ids from 0 to {self.n_vocab - 1}, found {token}"
-                )
+            integer("logit_bias", token, 0, self.n_vocab - 1)
         options = Sampling(
             temperature=temperature,
             top_k=top_k,
@@ -426,16 +421,16 @@ class Engine:
             penalty_window=penalty_window,
             logit_bias=bias,
         )
-        chosen_seed = secrets.randbelow(2**32) if seed is None else seed
-        if isinstance(chosen_seed, bool) or not isinstance(chosen_seed, int):
-            raise ArgumentError(f"seed: expected an integer up to {MAX_SEED}, found {seed!r}")
+        chosen_seed = (
+            secrets.randbelow(2**32) if seed is None else integer("seed", seed, 0, MAX_SEED)
+        )
         running = Stream(
             self,
             tokens,
             Sampler(options, chosen_seed),
             seed=chosen_seed,
             max_tokens=max_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop),
+            stop=stop,
             n_logprobs=logprobs,
             cancel=cancel,
             progress=progress,
@@ -451,11 +446,9 @@ class Engine:
             tokens = self.tokenize(prompt, parse_special=parse_special)
             if not tokens and self.tokenizer.bos_id is not None:
                 tokens = [self.tokenizer.bos_id]
-        else:
-            tokens = list(prompt)
-        if not tokens:
-            raise ArgumentError("prompt: expected 1 token or more, found none")
-        return tokens
+            prompt = tokens
+        ids: list[int] = token_array(prompt, self.n_vocab, name="prompt").tolist()
+        return ids
 
 
 def _score(session: Session, ids: list[int], n_seen: int) -> Iterator[np.ndarray[Any, Any]]:
@@ -467,17 +460,6 @@ def _score(session: Session, ids: list[int], n_seen: int) -> Iterator[np.ndarray
         yield logprobs(rows, np.array(ids[begin + 1 : end + 1], np.uint32))
 
 
-def _positive(name: str, value: int | None, limit: int) -> int:
+def _positive(name: str, value: int | None, high: int) -> int:
     """A count for the core, in which 0 stands for None."""
-    if value is None:
-        return 0
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value < limit:
-        raise ArgumentError(f"{name}: expected an integer from 1 to {limit - 1}, found {value!r}")
-    return value
-
-
-def _choice(name: str, value: str | None, choices: Mapping[Any, int]) -> int:
-    if value not in choices:
-        names = ", ".join(str(choice) for choice in choices)
-        raise ArgumentError(f"{name}: expected one of {names}, found {value!r}")
-    return choices[value]
+    return 0 if value is None else integer(name, value, 1, high)

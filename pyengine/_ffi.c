@@ -824,6 +824,20 @@ static int _cffi_const_PE_ISA_AVX512(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_ISA_NEON(unsigned long long *o)
+{
+  int n = (PE_ISA_NEON) <= 0;
+  *o = (unsigned long long)((PE_ISA_NEON) | 0);  /* check that PE_ISA_NEON is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_ISA_DOTPROD(unsigned long long *o)
+{
+  int n = (PE_ISA_DOTPROD) <= 0;
+  *o = (unsigned long long)((PE_ISA_DOTPROD) | 0);  /* check that PE_ISA_DOTPROD is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_KV_AUTO(unsigned long long *o)
 {
   int n = (PE_KV_AUTO) <= 0;
@@ -2776,6 +2790,8 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_ISA_AVX2", (void *)_cffi_const_PE_ISA_AVX2, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_AVX512", (void *)_cffi_const_PE_ISA_AVX512, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_BEST", (void *)_cffi_const_PE_ISA_BEST, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_ISA_DOTPROD", (void *)_cffi_const_PE_ISA_DOTPROD, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_ISA_NEON", (void *)_cffi_const_PE_ISA_NEON, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_SCALAR", (void *)_cffi_const_PE_ISA_SCALAR, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_KV_AUTO", (void *)_cffi_const_PE_KV_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_KV_F16", (void *)_cffi_const_PE_KV_F16, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -3067,7 +3083,7 @@ static const struct _cffi_enum_s _cffi_enums[] = {
   { "pe_dtype", 141, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
     "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q8_0,PE_DTYPE_Q6_K,PE_DTYPE_BF16" },
   { "pe_isa", 150, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
-    "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX512" },
+    "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD" },
   { "pe_kv_type", 151, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
     "PE_KV_AUTO,PE_KV_F32,PE_KV_F16" },
   { "pe_meta_type", 153, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
@@ -3106,7 +3122,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  65,  /* num_globals */
+  67,  /* num_globals */
   13,  /* num_struct_unions */
   5,  /* num_enums */
   18,  /* num_typenames */

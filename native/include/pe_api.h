@@ -15,8 +15,9 @@
  * Each holds a reference on the one above, so they may be released in any order.
  *
  * Every function that can fail returns a pe_status and takes a pe_error last,
- * which may be NULL and is written only on failure. After a failure outputs are
- * NULL or untouched and every object is as it was before the call. The core
+ * which may be NULL and is written only on failure. After a failure handles are
+ * NULL, the contents of output arrays are undefined, and every object is as it was
+ * before the call. The core
  * never prints, exits, aborts, or installs signal handlers.
  */
 
@@ -166,13 +167,15 @@ pe_status pe_file_tensor(pe_tensor_info *out_tensor, const pe_file *file, uint64
 
 typedef struct pe_engine pe_engine;
 
-/* Instruction sets, each allowing those below it on the same processor family.
- * All give the same bits. */
+/* Instruction sets, each allowing those below it on the same processor family and
+ * SCALAR; x86 up to 15, Arm from 16. All give the same bits. */
 typedef enum pe_isa {
     PE_ISA_BEST = 0,  // the best this processor has
     PE_ISA_SCALAR = 1,
-    PE_ISA_AVX2 = 2,   // with FMA and F16C
-    PE_ISA_AVX512 = 3  // F, BW, VL, DQ and VNNI
+    PE_ISA_AVX2 = 2,     // with FMA and F16C
+    PE_ISA_AVX512 = 3,   // F, BW, VL, DQ and VNNI
+    PE_ISA_NEON = 16,    // as every 64-bit Arm has it
+    PE_ISA_DOTPROD = 17  // with SDOT
 } pe_isa;
 
 /* How keys and values are stored. */
@@ -297,7 +300,8 @@ typedef struct pe_sampler_params {
 /* owner    copies bias_tokens and bias_values ([n_biases] each); released with
  *          pe_sampler_free
  * threads  one caller at a time per sampler
- * errors   PE_ERR_ARG names the parameter and its range; PE_ERR_NOMEM */
+ * errors   PE_ERR_ARG names the parameter and its range, or a token biased twice;
+ *          PE_ERR_NOMEM */
 pe_status pe_sampler_new(pe_sampler **out_sampler, const pe_sampler_params *params,
                          const uint32_t *bias_tokens, const float *bias_values, uint32_t n_biases,
                          pe_error *err);

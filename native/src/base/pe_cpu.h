@@ -7,7 +7,11 @@
 /* The best instruction set of this processor and operating system. */
 pe_isa pe_cpu_best_isa(void);
 
-/* "scalar", "avx2", "avx512"; static storage. */
+/* Whether this processor and operating system have it; BEST and SCALAR always, a
+ * number that names none never. */
+bool pe_cpu_has_isa(pe_isa isa);
+
+/* "scalar", "avx2", "avx512", "neon", "dotprod", else "unknown"; static storage. */
 const char *pe_cpu_isa_name(pe_isa isa);
 
 /* Cores this process may use: its affinity mask and its cgroup's CPU quota,

@@ -12,7 +12,7 @@
 /* Enough columns to amortise unpacking the weights; scratch stays below 100 MB for
  * 8B shapes (256 tokens * 4 bytes * (3 * 4096 + 2 * 14336 + ...)). */
 #define DEFAULT_N_BATCH 256u
-#define MAX_N_BATCH 65536u
+#define MAX_N_BATCH 4096u
 #define MAX_THREADS 1024u
 
 struct pe_engine {
@@ -60,10 +60,10 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     PE_TRY(at_most("n_threads", params->n_threads, MAX_THREADS, err));
     PE_TRY(at_most("n_batch", params->n_batch, MAX_N_BATCH, err));
     PE_TRY(at_most("kv_type", params->kv_type, PE_KV_F16, err));
-    PE_TRY(at_most("isa", params->isa, PE_ISA_AVX512, err));
-    if (params->isa > (uint32_t)pe_cpu_best_isa()) {
-        return pe_fail(err, PE_ERR_ARG, "isa: expected what this processor has, up to %s, found %s",
-                       pe_cpu_isa_name(pe_cpu_best_isa()), pe_cpu_isa_name((pe_isa)params->isa));
+    if (!pe_cpu_has_isa((pe_isa)params->isa)) {
+        return pe_fail(
+            err, PE_ERR_ARG, "isa: expected what this processor has, up to %s, found %u (%s)",
+            pe_cpu_isa_name(pe_cpu_best_isa()), params->isa, pe_cpu_isa_name((pe_isa)params->isa));
     }
     return PE_OK;
 }

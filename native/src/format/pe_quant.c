@@ -130,7 +130,9 @@ static bool pack_q4_1(pe_block_q4_1 *out, const float *x) {
         const uint8_t high = nibble((x[i + PE_BLOCK / 2] - min) * inv + 0.5f);
         out->q[i] = (uint8_t)(low | high << 4);
     }
-    return store_f16(&out->d, d) & store_f16(&out->m, min);
+    const bool d_fits = store_f16(&out->d, d);
+    const bool m_fits = store_f16(&out->m, min);
+    return d_fits && m_fits;
 }
 
 static bool pack_q8_0(pe_block_q8_0 *out, const float *x) {

@@ -100,13 +100,15 @@ typedef struct pe_kernels {
 
 /* Fills the table for an instruction set that this processor has.
  * errors   cannot fail: an instruction set that is missing here falls back to the
- *          best below it, and kernels->isa says which */
+ *          best below it of its family, and kernels->isa says which */
 void pe_kernels_init(pe_kernels *kernels, pe_isa isa);
 
 /* What each level adds; a level of another processor family adds nothing. */
 void pe_kernels_init_scalar(pe_kernels *kernels);
 void pe_kernels_init_avx2(pe_kernels *kernels);
 void pe_kernels_init_avx512(pe_kernels *kernels);
+void pe_kernels_init_neon(pe_kernels *kernels);
+void pe_kernels_init_dotprod(pe_kernels *kernels);
 
 /* ---- shared definitions ----------------------------------------------- */
 

@@ -60,18 +60,31 @@ static pe_status check_params(const pe_sampler_params *p, pe_error *err) {
                  p->penalty_window, err);
 }
 
+/* NaN is refused; infinities ban or force a token. A token named twice could be
+ * both, and their sum is NaN. */
+static pe_status check_biases(const uint32_t *tokens, const float *values, uint32_t n,
+                              pe_error *err) {
+    for (uint32_t i = 0; i < n; i++) {
+        if (values[i] != values[i]) {
+            return pe_fail(err, PE_ERR_ARG, "logit_bias of token %u: expected a number, found NaN",
+                           tokens[i]);
+        }
+        for (uint32_t j = 0; j < i; j++) {
+            if (tokens[j] == tokens[i]) {
+                return pe_fail(err, PE_ERR_ARG,
+                               "logit_bias: expected each token once, found %u twice", tokens[i]);
+            }
+        }
+    }
+    return PE_OK;
+}
+
 pe_status pe_sampler_new(pe_sampler **out_sampler, const pe_sampler_params *params,
                          const uint32_t *bias_tokens, const float *bias_values, uint32_t n_biases,
                          pe_error *err) {
     *out_sampler = NULL;
     PE_TRY(check_params(params, err));
-    for (uint32_t i = 0; i < n_biases; i++) {
-        // NaN is refused; infinities ban or force a token.
-        if (bias_values[i] != bias_values[i]) {
-            return pe_fail(err, PE_ERR_ARG, "logit_bias of token %u: expected a number, found NaN",
-                           bias_tokens[i]);
-        }
-    }
+    PE_TRY(check_biases(bias_tokens, bias_values, n_biases, err));
     pe_sampler *s = pe_mem_zalloc(1, sizeof *s);
     if (s != NULL) {
         s->bias_tokens = pe_mem_alloc(n_biases, sizeof *s->bias_tokens);
@@ -290,8 +303,9 @@ pe_status pe_sampler_pick(pe_sampler *sampler, uint32_t *out_token, const float 
     const uint32_t k = greedy ? 1 : p->top_k > 0 ? PE_MIN(p->top_k, n_vocab) : n_vocab;
     sort_first(c, n_vocab, k);
     if (!pe_f32_is_finite(c[0].logit)) {
-        // Forced by a bias of +infinity, or every token banned by -infinity.
-        if (c[0].logit < 0.0f) {
+        // Forced by a bias of +infinity, or every token banned by -infinity (or by
+        // penalties that overflow).
+        if (!(c[0].logit > 0.0f)) {
             return pe_fail(err, PE_ERR_ARG,
                            "logit_bias: expected to leave a token, found all %u"
                            " banned",

@@ -1,0 +1,503 @@
+/* Kernels for every 64-bit Arm: four rows, or four positions, in lanes.
+ *
+ * Each gives the bits of its namesake in scalar.c; the order of its float
+ * operations is argued there and in pe_kernels.h, not again here.
+ */
+#include "pe_kernels.h"
+
+#if defined(__aarch64__)
+
+#include <math.h>
+
+#include "neon_rows.h"
+
+/* Floats per register, and registers of the virtual lanes. */
+#define WIDTH 4
+#define LANE_REGISTERS (PE_LANES / WIDTH)
+
+/* ---- shared ----------------------------------------------------------- */
+
+/* Sum of 16 lanes: i and i + 8, i and i + 4, i and i + 2, 0 and 1. */
+INLINE float add_lanes(const float32x4_t *v) {
+    const float32x4_t four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+INLINE float32x4_t exp_f32x4(float32x4_t x) {
+    const float32x4_t magic = vdupq_n_f32(PE_EXP_MAGIC);
+    // These give NaN when either operand is: x stays NaN.
+    x = vmaxq_f32(x, vdupq_n_f32(PE_EXP_MIN));
+    x = vminq_f32(x, vdupq_n_f32(PE_EXP_MAX));
+    const float32x4_t t = vfmaq_f32(magic, x, vdupq_n_f32(PE_EXP_LOG2E));
+    const int32x4_t n = vsubq_s32(vreinterpretq_s32_f32(t), vreinterpretq_s32_f32(magic));
+    const float32x4_t n_f32 = vsubq_f32(t, magic);
+    float32x4_t r = vfmaq_f32(x, n_f32, vdupq_n_f32(-PE_EXP_LN2_HI));
+    r = vfmaq_f32(r, n_f32, vdupq_n_f32(-PE_EXP_LN2_LO));
+    float32x4_t p = vdupq_n_f32(PE_EXP_P0);
+    p = vfmaq_f32(vdupq_n_f32(PE_EXP_P1), p, r);
+    p = vfmaq_f32(vdupq_n_f32(PE_EXP_P2), p, r);
+    p = vfmaq_f32(vdupq_n_f32(PE_EXP_P3), p, r);
+    p = vfmaq_f32(vdupq_n_f32(PE_EXP_P4), p, r);
+    p = vfmaq_f32(vdupq_n_f32(PE_EXP_P5), p, r);
+    p = vaddq_f32(vfmaq_f32(r, p, vmulq_f32(r, r)), vdupq_n_f32(1.0f));
+    const int32x4_t scale = vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23);
+    return vmulq_f32(p, vreinterpretq_f32_s32(scale));
+}
+
+/* Four numbers of a float type, widened; i counts elements. */
+INLINE float32x4_t load_f32x4(const void *data, size_t i, pe_dtype dtype) {
+    if (dtype == PE_DTYPE_F32) {
+        return vld1q_f32((const float *)data + i);
+    }
+    const uint16x4_t halves = vld1_u16((const uint16_t *)data + i);
+    if (dtype == PE_DTYPE_F16) {
+        return vcvt_f32_f16(vreinterpret_f16_u16(halves));
+    }
+    return vreinterpretq_f32_u32(vshll_n_u16(halves, 16));
+}
+
+/* ---- activations ------------------------------------------------------ */
+
+static void quantize_acts_neon(pe_act_block *out, const float *x, size_t n) {
+    for (size_t b = 0; b < n / PE_BLOCK; b++, x += PE_BLOCK) {
+        float32x4_t v[8];
+        uint32x4_t max_u32x4 = vdupq_n_u32(0);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < 8; i++) {
+            v[i] = vld1q_f32(x + WIDTH * i);
+            const uint32x4_t bits = vreinterpretq_u32_f32(v[i]);
+            max_u32x4 = vmaxq_u32(max_u32x4, vandq_u32(bits, vdupq_n_u32(0x7fffffffu)));
+        }
+        const uint32_t max_bits = vmaxvq_u32(max_u32x4);
+        if (max_bits >= 0x7f800000u) {
+            out[b] = (pe_act_block){.d = NAN};
+            continue;
+        }
+        const float max = pe_f32_from_bits(max_bits);
+        const float inverse = max >= 0x1p-119f ? 127.0f / max : 0.0f;
+        int32x4_t q[8];
+        int32x4_t sum = vdupq_n_s32(0);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < 8; i++) {
+            q[i] = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse));  // to nearest even
+            sum = vaddq_s32(sum, q[i]);
+        }
+        out[b].d = max / 127.0f;
+        out[b].sum = vaddvq_s32(sum);
+#pragma GCC unroll 4
+        for (size_t i = 0; i < 4; i++) {
+            const int16x8_t eight = vcombine_s16(vmovn_s32(q[2 * i]), vmovn_s32(q[2 * i + 1]));
+            vst1_s8(out[b].q + 8 * i, vmovn_s16(eight));
+        }
+    }
+}
+
+/* ---- products of quantized weights ------------------------------------ */
+
+/* Adds up the lanes of four registers of eight. For the callers below, sums of
+ * four lanes still fit 16 bits; the last addition widens. */
+INLINE int32x4_t add_each_s16(const int16x8_t *v) {
+    return vpaddlq_s16(vpaddq_s16(vpaddq_s16(v[0], v[1]), vpaddq_s16(v[2], v[3])));
+}
+
+INLINE int32x4_t dot_16(const row_blocks *rows, size_t half, int8x16_t x) {
+    int16x8_t v[4];  // of 2 products, 8 when added up: 8 * 32 * 127 < 2^15
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; r++) {
+        v[r] = vmull_s8(vget_low_s8(rows->w[r][half]), vget_low_s8(x));
+        v[r] = vmlal_high_s8(v[r], rows->w[r][half], x);
+    }
+    return add_each_s16(v);
+}
+
+/* Weights from 0 to 15. */
+INLINE int32x4_t dot_32_narrow(const row_blocks *rows, const int8x16_t *x) {
+    int16x8_t v[4];  // of 4 products, 16 when added up: 16 * 15 * 127 < 2^15
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; r++) {
+        v[r] = vmull_s8(vget_low_s8(rows->w[r][0]), vget_low_s8(x[0]));
+        v[r] = vmlal_high_s8(v[r], rows->w[r][0], x[0]);
+        v[r] = vmlal_s8(v[r], vget_low_s8(rows->w[r][1]), vget_low_s8(x[1]));
+        v[r] = vmlal_high_s8(v[r], rows->w[r][1], x[1]);
+    }
+    return add_each_s16(v);
+}
+
+INLINE int32x4_t dot_32(const row_blocks *rows, const int8x16_t *x, pe_dtype dtype) {
+    if (dtype != PE_DTYPE_Q8_0) {
+        return dot_32_narrow(rows, x);
+    }
+    int32x4_t v[4];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; r++) {
+        // Weights down to -128: two products fit 16 bits, 2 * 128 * 127 < 2^15.
+        int16x8_t pair = vmull_s8(vget_low_s8(rows->w[r][0]), vget_low_s8(x[0]));
+        v[r] = vpaddlq_s16(vmlal_s8(pair, vget_low_s8(rows->w[r][1]), vget_low_s8(x[1])));
+        pair = vmull_high_s8(rows->w[r][0], x[0]);
+        v[r] = vpadalq_s16(v[r], vmlal_high_s8(pair, rows->w[r][1], x[1]));
+    }
+    return add_each(v);
+}
+
+/* All rows against several columns, in tiles of 4, then 1. */
+INLINE void matmul_rows(float *out, size_t out_stride, const void *weights, size_t row_bytes,
+                        size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
+                        size_t n_k, pe_dtype dtype) {
+    for (size_t r = 0; r < n_rows; r += 4) {
+        const uint8_t *rows[4];
+        const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 4);
+        size_t c = 0;
+        while (c < n_cols) {
+            const uint8_t *x = (const uint8_t *)acts + c * act_bytes;
+            const size_t n_tile_cols = n_cols - c >= 4 ? 4 : 1;
+            float32x4_t acc[4];
+            if (n_tile_cols == 4) {
+                row_tile(acc, rows, x, act_bytes, 4, n_k, dtype);
+            } else {
+                row_tile(acc, rows, x, act_bytes, 1, n_k, dtype);
+            }
+            for (size_t i = 0; i < n_tile_cols; i++) {
+                store_rows(out + (c + i) * out_stride + r, acc[i], n_valid);
+            }
+            c += n_tile_cols;
+        }
+    }
+}
+
+/* ---- products of float weights ---------------------------------------- */
+
+/* Up to 16 numbers from k on, zeros behind them. */
+INLINE void load_tail(float32x4_t *out, const void *data, size_t k, size_t n_k, pe_dtype dtype) {
+    uint32_t padded[PE_LANES] = {0};
+    const size_t item_bytes = dtype == PE_DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
+    memcpy(padded, (const uint8_t *)data + k * item_bytes, (n_k - k) * item_bytes);
+    for (size_t i = 0; i < LANE_REGISTERS; i++) {
+        out[i] = load_f32x4(padded, WIDTH * i, dtype);
+    }
+}
+
+/* n_r rows against n_c columns, n_r * n_c <= 4 (constants). */
+INLINE void float_tile(float *out, const uint8_t *const *rows, const uint8_t *acts,
+                       size_t act_bytes, size_t n_r, size_t n_c, size_t n_k, pe_dtype dtype) {
+    float32x4_t acc[4][LANE_REGISTERS];
+    for (size_t i = 0; i < n_r * n_c * LANE_REGISTERS; i++) {
+        acc[i / LANE_REGISTERS][i % LANE_REGISTERS] = vdupq_n_f32(0.0f);
+    }
+    const size_t n_whole = n_k / PE_LANES * PE_LANES;
+    for (size_t k = 0; k < n_whole; k += PE_LANES) {
+#pragma GCC unroll 4
+        for (size_t l = 0; l < LANE_REGISTERS; l++) {
+            float32x4_t x[2];
+#pragma GCC unroll 2
+            for (size_t c = 0; c < n_c; c++) {
+                x[c] = load_f32x4(acts + c * act_bytes, k + WIDTH * l, PE_DTYPE_F32);
+            }
+#pragma GCC unroll 4
+            for (size_t r = 0; r < n_r; r++) {
+                const float32x4_t w = load_f32x4(rows[r], k + WIDTH * l, dtype);
+#pragma GCC unroll 2
+                for (size_t c = 0; c < n_c; c++) {
+                    acc[r * n_c + c][l] = vfmaq_f32(acc[r * n_c + c][l], w, x[c]);
+                }
+            }
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < n_r * n_c; i++) {
+        if (n_whole < n_k) {
+            float32x4_t w[LANE_REGISTERS];
+            float32x4_t x[LANE_REGISTERS];
+            load_tail(w, rows[i / n_c], n_whole, n_k, dtype);
+            load_tail(x, acts + i % n_c * act_bytes, n_whole, n_k, PE_DTYPE_F32);
+#pragma GCC unroll 4
+            for (size_t l = 0; l < LANE_REGISTERS; l++) {
+                acc[i][l] = vfmaq_f32(acc[i][l], w[l], x[l]);
+            }
+        }
+        out[i] = add_lanes(acc[i]);
+    }
+}
+
+INLINE void matvec_float(float *out, const void *weights, size_t row_bytes, size_t n_rows,
+                         const void *acts, size_t n_k, pe_dtype dtype) {
+    for (size_t r = 0; r < n_rows; r += 4) {
+        const uint8_t *rows[4];
+        float tile[4];
+        const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 4);
+        float_tile(tile, rows, acts, 0, 4, 1, n_k, dtype);
+        memcpy(out + r, tile, n_valid * sizeof *tile);
+    }
+}
+
+INLINE void matmul_float(float *out, size_t out_stride, const void *weights, size_t row_bytes,
+                         size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
+                         size_t n_k, pe_dtype dtype) {
+    size_t c = 0;
+    for (; c + 2 <= n_cols; c += 2) {
+        const uint8_t *x = (const uint8_t *)acts + c * act_bytes;
+        for (size_t r = 0; r < n_rows; r += 2) {
+            const uint8_t *rows[2];
+            float tile[4];
+            const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 2);
+            float_tile(tile, rows, x, act_bytes, 2, 2, n_k, dtype);
+            for (size_t i = 0; i < 2 * n_valid; i++) {
+                out[(c + i % 2) * out_stride + r + i / 2] = tile[i];
+            }
+        }
+    }
+    if (c < n_cols) {
+        matvec_float(out + c * out_stride, weights, row_bytes, n_rows,
+                     (const uint8_t *)acts + c * act_bytes, n_k, dtype);
+    }
+}
+
+/* Defines matvec_<name>_neon and matmul_<name>_neon for one type of a kind. */
+#define PRODUCTS(name, kind, dtype)                                                                \
+    static void matvec_##name##_neon(float *out, size_t out_stride, const void *weights,           \
+                                     size_t row_bytes, size_t n_rows, const void *acts,            \
+                                     size_t act_bytes, size_t n_cols, size_t n_k) {                \
+        (void)out_stride, (void)act_bytes, (void)n_cols;                                           \
+        matvec_##kind(out, weights, row_bytes, n_rows, acts, n_k, dtype);                          \
+    }                                                                                              \
+    static void matmul_##name##_neon(float *out, size_t out_stride, const void *weights,           \
+                                     size_t row_bytes, size_t n_rows, const void *acts,            \
+                                     size_t act_bytes, size_t n_cols, size_t n_k) {                \
+        matmul_##kind(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,   \
+                      dtype);                                                                      \
+    }
+
+PRODUCTS(f32, float, PE_DTYPE_F32)
+PRODUCTS(f16, float, PE_DTYPE_F16)
+PRODUCTS(bf16, float, PE_DTYPE_BF16)
+PRODUCTS(q4_0, rows, PE_DTYPE_Q4_0)
+PRODUCTS(q4_1, rows, PE_DTYPE_Q4_1)
+PRODUCTS(q8_0, rows, PE_DTYPE_Q8_0)
+PRODUCTS(q6_k, rows, PE_DTYPE_Q6_K)
+
+/* ---- norm and activation ---------------------------------------------- */
+
+static void rms_norm_neon(float *out, const float *x, const float *weight, size_t n, float eps) {
+    float sum_of_squares;
+    const uint8_t *row = (const uint8_t *)x;
+    float_tile(&sum_of_squares, &row, row, 0, 1, 1, n, PE_DTYPE_F32);
+    const float r = 1.0f / sqrtf(sum_of_squares / (float)n + eps);
+    size_t i = 0;
+    for (; i + WIDTH <= n; i += WIDTH) {
+        const float32x4_t scaled = vmulq_n_f32(vld1q_f32(x + i), r);
+        vst1q_f32(out + i, vmulq_f32(scaled, vld1q_f32(weight + i)));
+    }
+    for (; i < n; i++) {
+        out[i] = (x[i] * r) * weight[i];
+    }
+}
+
+static void silu_mul_neon(float *out, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i += WIDTH) {
+        const size_t n_valid = PE_MIN(n - i, (size_t)WIDTH);
+        float padded[2][WIDTH] = {{0}};
+        const float *g_at = gate + i;
+        const float *u_at = up + i;
+        if (n_valid < WIDTH) {
+            memcpy(padded[0], g_at, n_valid * sizeof *gate);
+            memcpy(padded[1], u_at, n_valid * sizeof *up);
+            g_at = padded[0];
+            u_at = padded[1];
+        }
+        const float32x4_t g = vld1q_f32(g_at);
+        const float32x4_t e = exp_f32x4(vnegq_f32(g));
+        const float32x4_t s = vdivq_f32(g, vaddq_f32(vdupq_n_f32(1.0f), e));
+        store_rows(out + i, vmulq_f32(s, vld1q_f32(u_at)), n_valid);
+    }
+}
+
+/* ---- attention -------------------------------------------------------- */
+
+#define PAGE_REGISTERS (PE_PAGE_TOKENS / WIDTH)
+
+/* Scores of n_h heads (1 or 2, constant) against all positions of a page; those
+ * past the valid ones come out as whatever the page holds there. */
+INLINE void page_scores(float32x4_t (*score)[PAGE_REGISTERS], const float *q, const void *keys,
+                        size_t d_k, size_t n_h, float scale, pe_dtype dtype) {
+    float32x4_t s[2][PAGE_REGISTERS];
+#pragma GCC unroll 16
+    for (size_t i = 0; i < n_h * PAGE_REGISTERS; i++) {
+        s[i / PAGE_REGISTERS][i % PAGE_REGISTERS] = vdupq_n_f32(0.0f);
+    }
+    for (size_t d = 0; d < d_k; d++) {
+        float32x4_t q_d[2];
+        for (size_t h = 0; h < n_h; h++) {
+            q_d[h] = vld1q_dup_f32(q + h * d_k + d);
+        }
+#pragma GCC unroll 8
+        for (size_t i = 0; i < PAGE_REGISTERS; i++) {
+            const float32x4_t k = load_f32x4(keys, d * PE_PAGE_TOKENS + i * WIDTH, dtype);
+#pragma GCC unroll 2
+            for (size_t h = 0; h < n_h; h++) {
+                s[h][i] = vfmaq_f32(s[h][i], q_d[h], k);
+            }
+        }
+    }
+#pragma GCC unroll 16
+    for (size_t i = 0; i < n_h * PAGE_REGISTERS; i++) {
+        score[i / PAGE_REGISTERS][i % PAGE_REGISTERS] =
+            vmulq_n_f32(s[i / PAGE_REGISTERS][i % PAGE_REGISTERS], scale);
+    }
+}
+
+/* All ones in the lanes of a page's register i that hold valid positions. */
+INLINE uint32x4_t valid_lanes(size_t i, size_t n_valid) {
+    static const uint32_t lanes[WIDTH] = {0, 1, 2, 3};
+    const uint32x4_t j = vaddq_u32(vld1q_u32(lanes), vdupq_n_u32((uint32_t)(i * WIDTH)));
+    return vcltq_u32(j, vdupq_n_u32((uint32_t)n_valid));
+}
+
+/* The largest of max and the n_valid scores, with the definition's NaN and zeros: a
+ * lane keeps max unless a score is greater, so lanes are all NaN or none is. Which
+ * zero wins depends on the order, which lanes lose. */
+INLINE float page_max(const float32x4_t *score, float max, size_t n_valid) {
+    float32x4_t m = vdupq_n_f32(max);
+#pragma GCC unroll 8
+    for (size_t i = 0; i < PAGE_REGISTERS; i++) {
+        const uint32x4_t valid = valid_lanes(i, n_valid);
+        m = vbslq_f32(vandq_u32(vcgtq_f32(score[i], m), valid), score[i], m);
+    }
+    const float largest = vmaxvq_f32(m);
+    if (largest == 0.0f) {
+        float s[PE_PAGE_TOKENS];
+        for (size_t i = 0; i < PAGE_REGISTERS; i++) {
+            vst1q_f32(s + i * WIDTH, score[i]);
+        }
+        for (size_t j = 0; j < n_valid; j++) {
+            max = s[j] > max ? s[j] : max;
+        }
+        return max;
+    }
+    return largest;
+}
+
+/* Turns scores into weights p and moves the head's running softmax; gives the
+ * factor by which what was accumulated before shrinks. */
+INLINE float page_softmax(float *p, pe_softmax *softmax, const float32x4_t *score, size_t n_valid) {
+    const float max = page_max(score, softmax->max, n_valid);
+    float32x4_t e[PAGE_REGISTERS];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < PAGE_REGISTERS; i++) {
+        const uint32x4_t valid = valid_lanes(i, n_valid);
+        const float32x4_t all = exp_f32x4(vsubq_f32(score[i], vdupq_n_f32(max)));
+        e[i] = vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(all), valid));
+        vst1q_f32(p + i * WIDTH, e[i]);
+    }
+#pragma GCC unroll 4
+    for (size_t i = 0; i < LANE_REGISTERS; i++) {
+        e[i] = vaddq_f32(e[i], e[i + LANE_REGISTERS]);
+    }
+    const float shrink = vgetq_lane_f32(exp_f32x4(vdupq_n_f32(softmax->max - max)), 0);
+    softmax->sum = softmax->sum * shrink + add_lanes(e);
+    softmax->max = max;
+    return shrink;
+}
+
+/* acc = acc * shrink + p values for n_registers * 4 widths from d on. */
+INLINE void page_mix(float *acc, const float *p, const void *values, float shrink, size_t d,
+                     size_t d_v, size_t n_valid, size_t n_registers, pe_dtype dtype) {
+    float32x4_t a[8];
+#pragma GCC unroll 8
+    for (size_t i = 0; i < n_registers; i++) {
+        a[i] = vmulq_n_f32(vld1q_f32(acc + d + i * WIDTH), shrink);
+    }
+    for (size_t j = 0; j < n_valid; j++) {
+        const float32x4_t p_j = vld1q_dup_f32(p + j);
+#pragma GCC unroll 8
+        for (size_t i = 0; i < n_registers; i++) {
+            a[i] = vfmaq_f32(a[i], p_j, load_f32x4(values, j * d_v + d + i * WIDTH, dtype));
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t i = 0; i < n_registers; i++) {
+        vst1q_f32(acc + d + i * WIDTH, a[i]);
+    }
+}
+
+INLINE void mix_values(float *acc, const float *p, const void *values, float shrink, size_t d_v,
+                       size_t n_valid, pe_dtype dtype) {
+    size_t d = 0;
+    for (; d + 8 * WIDTH <= d_v; d += 8 * WIDTH) {
+        page_mix(acc, p, values, shrink, d, d_v, n_valid, 8, dtype);
+    }
+    for (; d + WIDTH <= d_v; d += WIDTH) {
+        page_mix(acc, p, values, shrink, d, d_v, n_valid, 1, dtype);
+    }
+    for (; d < d_v; d++) {  // a head width that 4 does not divide
+        float a = acc[d] * shrink;
+        for (size_t j = 0; j < n_valid; j++) {
+            const size_t at = j * d_v + d;
+            const float v = dtype == PE_DTYPE_F32 ? ((const float *)values)[at]
+                                                  : pe_f16_to_f32(((const pe_f16 *)values)[at]);
+            a = fmaf(p[j], v, a);
+        }
+        acc[d] = a;
+    }
+}
+
+INLINE void attend(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
+                   const void *keys, const void *values, size_t d_k, size_t d_v, size_t n_valid,
+                   float scale, pe_dtype dtype) {
+    for (size_t g = 0; g < n_group; g += 2) {
+        const size_t n_h = PE_MIN(n_group - g, (size_t)2);
+        float32x4_t score[2][PAGE_REGISTERS];
+        if (n_h == 2) {
+            page_scores(score, q + g * d_k, keys, d_k, 2, scale, dtype);
+        } else {
+            page_scores(score, q + g * d_k, keys, d_k, 1, scale, dtype);
+        }
+        for (size_t h = 0; h < n_h; h++) {
+            float p[PE_PAGE_TOKENS];
+            const float shrink = page_softmax(p, &softmax[g + h], score[h], n_valid);
+            mix_values(acc + (g + h) * d_v, p, values, shrink, d_v, n_valid, dtype);
+        }
+    }
+}
+
+static void attend_f32_neon(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
+                            const void *keys, const void *values, size_t d_k, size_t d_v,
+                            size_t n_valid, float scale) {
+    attend(softmax, acc, q, n_group, keys, values, d_k, d_v, n_valid, scale, PE_DTYPE_F32);
+}
+
+static void attend_f16_neon(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
+                            const void *keys, const void *values, size_t d_k, size_t d_v,
+                            size_t n_valid, float scale) {
+    attend(softmax, acc, q, n_group, keys, values, d_k, d_v, n_valid, scale, PE_DTYPE_F16);
+}
+
+void pe_kernels_init_neon(pe_kernels *kernels) {
+    kernels->isa = PE_ISA_NEON;
+    kernels->quantize_acts = quantize_acts_neon;
+    kernels->matvec[PE_DTYPE_F32] = matvec_f32_neon;
+    kernels->matvec[PE_DTYPE_F16] = matvec_f16_neon;
+    kernels->matvec[PE_DTYPE_BF16] = matvec_bf16_neon;
+    kernels->matvec[PE_DTYPE_Q4_0] = matvec_q4_0_neon;
+    kernels->matvec[PE_DTYPE_Q4_1] = matvec_q4_1_neon;
+    kernels->matvec[PE_DTYPE_Q8_0] = matvec_q8_0_neon;
+    kernels->matvec[PE_DTYPE_Q6_K] = matvec_q6_k_neon;
+    kernels->matmul[PE_DTYPE_F32] = matmul_f32_neon;
+    kernels->matmul[PE_DTYPE_F16] = matmul_f16_neon;
+    kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_neon;
+    kernels->matmul[PE_DTYPE_Q4_0] = matmul_q4_0_neon;
+    kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_neon;
+    kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_neon;
+    kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_neon;
+    kernels->rms_norm = rms_norm_neon;
+    kernels->silu_mul = silu_mul_neon;
+    kernels->attend[PE_KV_F32] = attend_f32_neon;
+    kernels->attend[PE_KV_F16] = attend_f16_neon;
+}
+
+#else
+
+void pe_kernels_init_neon(pe_kernels *kernels) {
+    (void)kernels;  // not this processor family
+}
+
+#endif
