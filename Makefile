@@ -7,7 +7,7 @@ REFERENCE_VENV ?= .venv-reference
 SOURCES = $(shell find native -name '*.[ch]') pyengine/_ffi.c pyproject.toml
 
 .DEFAULT_GOAL = help
-.PHONY: help build run test test-native test-python test-reference sanitize lint format layers \
+.PHONY: help build run test test-native test-python test-reference test-arm sanitize lint format layers \
 	ffi ffi-check model wheel bench clean
 
 help:  ## list the verbs
@@ -43,9 +43,15 @@ $(REFERENCE_VENV)/built: $(SOURCES) tests/reference/requirements.txt
 test-reference: $(REFERENCE_VENV)/built  ## against transformers and llama.cpp (a long build first)
 	$(REFERENCE_VENV)/bin/python -m pytest tests/reference
 
+test-arm:  ## the C tests on 64-bit Arm under qemu (gcc-aarch64-linux-gnu, qemu-user)
+	for cpu in cortex-a72 cortex-a76; do \
+		CC=aarch64-linux-gnu-gcc EXTRA=-static RUNNER="qemu-aarch64 -cpu $$cpu" \
+		$(PYTHON) tests/native/run.py check_kernels check_attend test_engine || exit 1; \
+	done
+
 sanitize:  ## the C tests under AddressSanitizer, UBSan and ThreadSanitizer
 	EXTRA="-fsanitize=address,undefined -fno-sanitize-recover=all" $(PYTHON) tests/native/run.py
-	EXTRA="-fsanitize=thread" $(PYTHON) tests/native/run.py test_pool test_engine
+	EXTRA="-fsanitize=thread" RUNNER="setarch -R" $(PYTHON) tests/native/run.py test_pool test_engine
 
 lint: build layers ffi-check  ## formats, types, layers, the generated binding
 	$(BIN)/ruff format --check .

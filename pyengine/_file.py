@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from pyengine._errors import ClosedError, PyengineError
+from pyengine._errors import ArgumentError, ClosedError, PyengineError
 from pyengine._native import call, ffi, lib
 
 _NUMBERS: dict[int, str] = {
@@ -67,6 +67,8 @@ class ModelFile:
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
+        if not isinstance(self.path, str) or "\0" in self.path:
+            raise ArgumentError(f"path: expected a text without NUL, found {self.path!r}")
         out = ffi.new("pe_file **")
         call(lib.pe_file_open, out, os.fsencode(self.path))
         self._handle = ffi.gc(out[0], lib.pe_file_close)

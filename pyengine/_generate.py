@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from pyengine._errors import ArgumentError, CancelledError, ContextFullError
+from pyengine._arguments import instance, integer
+from pyengine._errors import CancelledError, ContextFullError
 from pyengine._sampler import Sampler, top_logprobs
-from pyengine._session import CancelFlag, Logits, Session, token_array
+from pyengine._session import CancelFlag, Logits, Session
 from pyengine._text import StopMatcher, Utf8Stream
 
 if TYPE_CHECKING:
@@ -107,23 +108,6 @@ class Generation:
     logprobs: list[TokenLogprob] | None
 
 
-@dataclass(slots=True)
-class _Clock:
-    prefill_seconds: float = 0.0
-    decode_seconds: float = 0.0
-    n_prefill: int = 0
-    n_decode: int = 0
-
-
-@dataclass(slots=True)
-class _State:
-    text: list[str] = field(default_factory=list)
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    clock: _Clock = field(default_factory=_Clock)
-    finish_reason: FinishReason = "cancelled"
-
-
 class Stream(Iterator[str]):
     """Text pieces of a running generation, from :meth:`Engine.generate`.
 
@@ -135,37 +119,40 @@ class Stream(Iterator[str]):
     def __init__(
         self,
         engine: Engine,
-        prompt: Sequence[int],
+        prompt: list[int],
         sampler: Sampler,
         *,
         seed: int,
         max_tokens: int | None,
-        stop: Sequence[str],
+        stop: str | Sequence[str] | None,
         n_logprobs: int | None,
         cancel: CancelFlag | None,
         progress: Progress | None,
     ) -> None:
-        token_array(prompt, engine.n_vocab)
         if len(prompt) > engine.n_ctx:
             raise ContextFullError(
                 f"prompt: expected at most {engine.n_ctx} tokens, the context, found {len(prompt)}"
             )
-        if max_tokens is not None and (not isinstance(max_tokens, int) or max_tokens < 0):
-            raise ArgumentError(f"max_tokens: expected 0 or more, or None, found {max_tokens!r}")
-        if n_logprobs is not None and not 0 <= n_logprobs <= engine.n_vocab:
-            raise ArgumentError(f"logprobs: expected 0 to {engine.n_vocab}, found {n_logprobs}")
-        self._engine = engine
-        self._prompt = list(prompt)
-        self._sampler = sampler
-        self._seed = seed
-        self._max_tokens = max_tokens
-        self._n_logprobs = n_logprobs
-        self._cancel = cancel if cancel is not None else CancelFlag()
-        self._progress = progress
-        self._state = _State()
-        self._utf8 = Utf8Stream()
-        self._matcher = StopMatcher(stop)
-        self._pieces = self._run()
+        if max_tokens is not None:
+            max_tokens = integer("max_tokens", max_tokens, 0, 2**63 - 1)
+        if n_logprobs is not None:
+            n_logprobs = integer("logprobs", n_logprobs, 0, engine.n_vocab)
+        if cancel is not None:
+            instance("cancel", cancel, CancelFlag, "a CancelFlag")
+        self._run = _Run(
+            engine,
+            prompt,
+            sampler,
+            seed=seed,
+            max_tokens=max_tokens,
+            stops=_stop_strings(stop),
+            n_logprobs=n_logprobs,
+            cancel=cancel if cancel is not None else CancelFlag(),
+            progress=progress,
+        )
+        # The pieces know the run, not the stream: a stream that is dropped frees its
+        # pages at once, with no cycle to collect first.
+        self._pieces = self._run.pieces()
 
     def __iter__(self) -> Stream:
         return self
@@ -175,7 +162,7 @@ class Stream(Iterator[str]):
 
     def cancel(self) -> None:
         """Ends the generation from any thread, within about one layer's time."""
-        self._cancel.cancel()
+        self._run.cancel.cancel()
 
     def close(self) -> None:
         """Ends the generation and frees its memory; from the thread that iterates."""
@@ -184,47 +171,90 @@ class Stream(Iterator[str]):
     @property
     def result(self) -> Generation:
         """What there is so far; finish_reason is ``"cancelled"`` until it ends otherwise."""
-        state = self._state
-        clock = state.clock
+        return self._run.result()
+
+
+def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
+    if stop is None:
+        return ()
+    if isinstance(stop, str):
+        return (stop,)
+    instance("stop", stop, Sequence, "a string or a sequence of strings")
+    return tuple(stop)
+
+
+class _Run:
+    """The loop behind a stream, and what it has given so far."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        prompt: list[int],
+        sampler: Sampler,
+        *,
+        seed: int,
+        max_tokens: int | None,
+        stops: Sequence[str],
+        n_logprobs: int | None,
+        cancel: CancelFlag,
+        progress: Progress | None,
+    ) -> None:
+        self.cancel = cancel
+        self._engine = engine
+        self._prompt = prompt
+        self._sampler = sampler
+        self._seed = seed
+        self._max_tokens = max_tokens
+        self._n_logprobs = n_logprobs
+        self._progress = progress
+        self._utf8 = Utf8Stream()
+        self._matcher = StopMatcher(stops)
+        self._text: list[str] = []
+        self._tokens: list[int] = []
+        self._logprobs: list[TokenLogprob] = []
+        self._finish_reason: FinishReason = "cancelled"
+        self._prefill_seconds = 0.0
+        self._decode_seconds = 0.0
+        self._n_prefill = 0
+        self._n_decode = 0
+
+    def result(self) -> Generation:
         return Generation(
-            text="".join(state.text),
-            tokens=list(state.tokens),
-            finish_reason=state.finish_reason,
-            usage=Usage(len(self._prompt), len(state.tokens)),
+            text="".join(self._text),
+            tokens=list(self._tokens),
+            finish_reason=self._finish_reason,
+            usage=Usage(len(self._prompt), len(self._tokens)),
             timings=Timings(
                 self._engine.load_seconds,
-                clock.prefill_seconds,
-                clock.decode_seconds,
-                clock.n_prefill,
-                clock.n_decode,
+                self._prefill_seconds,
+                self._decode_seconds,
+                self._n_prefill,
+                self._n_decode,
             ),
             seed=self._seed,
-            logprobs=None if self._n_logprobs is None else list(state.logprobs),
+            logprobs=None if self._n_logprobs is None else list(self._logprobs),
         )
 
-    # ---- the loop ----
-
-    def _run(self) -> Generator[str, None, None]:
+    def pieces(self) -> Generator[str, None, None]:
         with self._engine.session() as session:
             try:
                 yield from self._generate(session)
             except CancelledError:
-                self._state.finish_reason = "cancelled"
+                self._finish_reason = "cancelled"
 
     def _generate(self, session: Session) -> Iterator[str]:
-        state = self._state
         if self._max_tokens == 0:
-            state.finish_reason = "length"
+            self._finish_reason = "length"
             return
         logits = self._prefill(session)
         for token in self._prompt:
             self._sampler.accept(token)
         while True:
-            if self._cancel.is_cancelled:
+            if self.cancel.is_cancelled:
                 raise CancelledError("generation cancelled")
             token = self._sampler.pick(logits[0])
             if token in self._engine.tokenizer.eog_ids:
-                state.finish_reason = "eos"
+                self._finish_reason = "eos"
                 break
             self._sampler.accept(token)
             self._note(token, logits)
@@ -232,38 +262,37 @@ class Stream(Iterator[str]):
             piece, stopped = self._matcher.feed(self._utf8.feed(data))
             yield from self._emit(piece)
             if stopped:
-                state.finish_reason = "stop"
+                self._finish_reason = "stop"
                 return
-            if len(state.tokens) == self._max_tokens or session.n_tokens == self._engine.n_ctx:
-                state.finish_reason = "length"
+            if len(self._tokens) == self._max_tokens or session.n_tokens == self._engine.n_ctx:
+                self._finish_reason = "length"
                 break
             started = time.perf_counter()
-            logits = session.feed([token], cancel=self._cancel)
-            state.clock.decode_seconds += time.perf_counter() - started
-            state.clock.n_decode += 1
+            logits = session.feed([token], cancel=self.cancel)
+            self._decode_seconds += time.perf_counter() - started
+            self._n_decode += 1
         # What was held back, in case it began a stop string or a character, is text now.
         piece, stopped = self._matcher.feed(self._utf8.flush())
         yield from self._emit(piece if stopped else piece + self._matcher.flush())
         if stopped:
-            state.finish_reason = "stop"
+            self._finish_reason = "stop"
 
     def _emit(self, piece: str) -> Iterator[str]:
         if piece:
-            self._state.text.append(piece)
+            self._text.append(piece)
             yield piece
 
     def _prefill(self, session: Session) -> Logits:
-        clock = self._state.clock
         total = len(self._prompt)
         n_slice = _FIRST_SLICE
         while True:
             part = self._prompt[session.n_tokens : session.n_tokens + n_slice]
             last = session.n_tokens + len(part) == total
             started = time.perf_counter()
-            logits = session.feed(part, logits="last" if last else "none", cancel=self._cancel)
+            logits = session.feed(part, logits="last" if last else "none", cancel=self.cancel)
             seconds = time.perf_counter() - started
-            clock.prefill_seconds += seconds
-            clock.n_prefill += len(part)
+            self._prefill_seconds += seconds
+            self._n_prefill += len(part)
             if self._progress is not None:
                 self._progress(session.n_tokens, total)
             if last:
@@ -272,7 +301,7 @@ class Stream(Iterator[str]):
             n_slice = max(1, min(int(rate * _SLICE_SECONDS), 4 * n_slice))
 
     def _note(self, token: int, logits: Logits) -> None:
-        self._state.tokens.append(token)
+        self._tokens.append(token)
         if self._n_logprobs is None:
             return
         # Asking for all ranks down to the chosen token would cost a sort of the
@@ -281,6 +310,4 @@ class Stream(Iterator[str]):
         first, first_logprob = top[0]
         logprob = first_logprob + float(logits[0][token]) - float(logits[0][first])
         text = self._engine.tokenizer.token_bytes(token).decode("utf-8", "replace")
-        self._state.logprobs.append(
-            TokenLogprob(token, text, logprob, tuple(top[: self._n_logprobs]))
-        )
+        self._logprobs.append(TokenLogprob(token, text, logprob, tuple(top[: self._n_logprobs])))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from pyengine._arguments import choice
 from pyengine._errors import ArgumentError
 from pyengine._native import call, ffi, lib
 
@@ -16,10 +17,7 @@ _DTYPES: dict[str, int] = {
 
 
 def _type_number(name: str) -> int:
-    number = _DTYPES.get(name.upper())
-    if number is None:
-        raise ArgumentError(f"tensor type: expected one of {', '.join(_DTYPES)}, found {name!r}")
-    return number
+    return int(choice("dtype", name.upper() if isinstance(name, str) else name, _DTYPES))
 
 
 def _row_bytes(number: int, n_weights: int) -> int:
@@ -50,6 +48,8 @@ def quantize(weights: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uin
     number = _type_number(dtype)
     if np.ndim(weights) == 0:
         raise ArgumentError("weights: expected 1 dimension or more, found a single number")
+    if np.asarray(weights).dtype.kind not in "fiu":
+        raise ArgumentError(f"weights: expected numbers, found {np.asarray(weights).dtype}")
     source = np.ascontiguousarray(weights, np.float32)
     out = np.empty((*source.shape[:-1], _row_bytes(number, source.shape[-1])), np.uint8)
     call(
@@ -75,7 +75,9 @@ def dequantize(blocks: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.floa
     number = _type_number(dtype)
     if np.ndim(blocks) == 0:
         raise ArgumentError("blocks: expected 1 dimension or more, found a single number")
-    source = np.ascontiguousarray(blocks, np.uint8)
+    source = np.ascontiguousarray(blocks)
+    if source.dtype.itemsize != 1 or source.dtype.kind not in "iu":
+        raise ArgumentError(f"blocks: expected bytes (uint8), found {source.dtype}")
     info = ffi.new("pe_dtype_info *")
     call(lib.pe_dtype_describe, info, number)
     if source.shape[-1] % info.block_bytes:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from pyengine._arguments import instance, integer, real
 from pyengine._errors import ArgumentError
 from pyengine._native import call, ffi, lib
 
 MAX_SEED = 2**64 - 1
+_MAX_COUNT = 2**32 - 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,8 +52,6 @@ class Sampler:
     """
 
     def __init__(self, options: Sampling, seed: int) -> None:
-        if not 0 <= seed <= MAX_SEED:
-            raise ArgumentError(f"seed: expected 0 to 2^64 - 1, found {seed}")
         params = ffi.new("pe_sampler_params *")
         params.struct_bytes = ffi.sizeof("pe_sampler_params")
         for name in (
@@ -63,19 +62,21 @@ class Sampler:
             "presence_penalty",
             "frequency_penalty",
         ):
-            setattr(params, name, _number(name, getattr(options, name)))
-        params.top_k = _count("top_k", options.top_k)
-        params.penalty_window = _count("penalty_window", options.penalty_window)
-        params.seed = seed
-        tokens = ffi.new("uint32_t[]", [_count("logit_bias", t) for t in options.logit_bias])
-        values = ffi.new("float[]", [_number("logit_bias", b) for b in options.logit_bias.values()])
+            setattr(params, name, real(name, getattr(options, name)))
+        params.top_k = integer("top_k", options.top_k, 0, _MAX_COUNT)
+        params.penalty_window = integer("penalty_window", options.penalty_window, 0, _MAX_COUNT)
+        params.seed = integer("seed", seed, 0, MAX_SEED)
+        instance("logit_bias", options.logit_bias, Mapping, "a mapping of token ids to numbers")
+        bias = options.logit_bias
+        tokens = ffi.new("uint32_t[]", [integer("logit_bias", t, 0, _MAX_COUNT) for t in bias])
+        values = ffi.new("float[]", [real("logit_bias", b) for b in bias.values()])
         out = ffi.new("pe_sampler **")
-        call(lib.pe_sampler_new, out, params, tokens, values, len(options.logit_bias))
+        call(lib.pe_sampler_new, out, params, tokens, values, len(bias))
         self._handle = ffi.gc(out[0], lib.pe_sampler_free)
 
     def accept(self, token: int) -> None:
         """Adds a token to the history that the penalties look at."""
-        lib.pe_sampler_accept(self._handle, token)
+        lib.pe_sampler_accept(self._handle, integer("token", token, 0, _MAX_COUNT))
 
     def pick(self, logits: npt.NDArray[np.float32]) -> int:
         """Picks a token from one row of logits; does not accept it.
@@ -103,9 +104,7 @@ class Sampler:
 
     @state.setter
     def state(self, value: int) -> None:
-        if not 0 <= value <= MAX_SEED:
-            raise ArgumentError(f"state: expected 0 to 2^64 - 1, found {value}")
-        lib.pe_sampler_set_state(self._handle, value)
+        lib.pe_sampler_set_state(self._handle, integer("state", value, 0, MAX_SEED))
 
 
 def logprobs(
@@ -138,18 +137,3 @@ def top_logprobs(logits: npt.NDArray[np.float32], k: int) -> list[tuple[int, flo
         logits.size,
     )
     return list(zip(tokens, values, strict=True))
-
-
-def _number(name: str, value: Any) -> float:
-    """A value that a C float holds: cffi would turn a larger one into infinity."""
-    if isinstance(value, bool) or not isinstance(value, int | float | np.number):
-        raise ArgumentError(f"{name}: expected a number, found {value!r}")
-    return float(value)
-
-
-def _count(name: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int | np.integer):
-        raise ArgumentError(f"{name}: expected an integer, found {value!r}")
-    if not 0 <= value < 2**32:
-        raise ArgumentError(f"{name}: expected 0 to 2^32 - 1, found {value}")
-    return int(value)

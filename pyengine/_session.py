@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 import numpy.typing as npt
 
+from pyengine._arguments import choice, instance, integer
 from pyengine._errors import ArgumentError, ClosedError
 from pyengine._native import call, ffi, lib
 
@@ -109,9 +110,9 @@ class Session:
             CancelledError: ``cancel`` was raised.
         """
         ids = token_array(tokens, self._engine.n_vocab)
-        n_rows = {"none": 0, "last": 1, "all": len(ids)}.get(logits)
-        if n_rows is None:
-            raise ArgumentError(f"logits: expected none, last or all, found {logits!r}")
+        n_rows = choice("logits", logits, {"none": 0, "last": 1, "all": len(ids)})
+        if cancel is not None:
+            instance("cancel", cancel, CancelFlag, "a CancelFlag")
         out = np.empty((n_rows, self._engine.n_vocab), np.float32)
         feed = ffi.new("pe_feed *")
         feed.tokens = ffi.cast("const uint32_t *", ids.ctypes.data)
@@ -140,28 +141,33 @@ class Session:
         with self._engine.lock:
             handle = self._open_handle()
             held = int(lib.pe_session_n_tokens(handle))
-            if not 0 <= n_tokens <= held:
-                raise ArgumentError(f"rewind: expected 0 to {held} tokens, found {n_tokens}")
-            call(lib.pe_session_rewind, handle, n_tokens)
+            call(lib.pe_session_rewind, handle, integer("n_tokens", n_tokens, 0, held))
 
 
 def token_array(
-    tokens: Sequence[int] | npt.NDArray[np.integer[Any]], n_vocab: int
+    tokens: Sequence[int] | npt.NDArray[np.integer[Any]], n_vocab: int, *, name: str = "tokens"
 ) -> npt.NDArray[np.uint32]:
     """Token ids as the core takes them.
 
     Raises:
         ArgumentError: Not a flat sequence of ids of the vocabulary.
     """
-    ids = np.asarray(tokens)
+    if isinstance(tokens, str | bytes):
+        raise ArgumentError(f"{name}: expected integers, found {type(tokens).__name__}")
+    try:
+        ids = np.asarray(tokens)
+    except ValueError as error:  # rows of different lengths
+        raise ArgumentError(f"{name}: expected a flat sequence of integers: {error}") from None
     if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
         raise ArgumentError(
-            f"tokens: expected a flat sequence of integers, found shape {ids.shape} of {ids.dtype}"
+            f"{name}: expected a flat sequence of integers, found shape {ids.shape} of {ids.dtype}"
         )
     if ids.size == 0:
-        raise ArgumentError("tokens: expected 1 or more, found none")
+        raise ArgumentError(f"{name}: expected 1 token or more, found none")
     wrong = (ids < 0) | (ids >= n_vocab)
     if wrong.any():
         at = int(wrong.argmax())
-        raise ArgumentError(f"token {at}: expected an id from 0 to {n_vocab - 1}, found {ids[at]}")
+        raise ArgumentError(
+            f"{name}[{at}]: expected an id from 0 to {n_vocab - 1}, found {ids[at]}"
+        )
     return np.ascontiguousarray(ids, np.uint32)

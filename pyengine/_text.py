@@ -62,10 +62,10 @@ class StopMatcher:
         """
         # A lone string is a sequence of strings too: every letter of it would stop the text.
         if isinstance(stops, str):
-            raise ArgumentError(f"stops: expected a sequence of strings, found {stops!r}")
+            raise ArgumentError(f"stop: expected a sequence of strings, found {stops!r}")
         for index, stop in enumerate(stops):
             if not isinstance(stop, str) or not stop:
-                raise ArgumentError(f"stops[{index}]: expected a non-empty string, found {stop!r}")
+                raise ArgumentError(f"stop[{index}]: expected a non-empty string, found {stop!r}")
         self._stops = tuple(stops)
         self._held = ""
         self._stopped = False

@@ -174,6 +174,8 @@ class Tokenizer:
             ArgumentError: ``text`` holds a lone surrogate.
             TokenizerError: The vocabulary cannot express the text.
         """
+        if not isinstance(text, str):
+            raise ArgumentError(f"text: expected str, found {type(text).__name__}")
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:

@@ -24,7 +24,7 @@ C_LAYERS: dict[str, set[str]] = {
 # Python modules of pyengine from the bottom up; one imports only from lines above it.
 PY_LAYERS: list[set[str]] = [
     {"_errors", "_ffi", "_bundled", "_pretokenizers", "_text", "_vocabulary"},
-    {"_native", "_byte_bpe", "_sentencepiece"},
+    {"_arguments", "_native", "_byte_bpe", "_sentencepiece"},
     {"_file", "_quant", "_sampler", "_tokenizer"},
     {"_session"},
     {"_generate"},

@@ -12,8 +12,8 @@
 /* One rounding of a float. */
 #define EPS 0x1p-24
 
-#define MAX_ROWS 17
-#define MAX_COLS 9
+#define MAX_ROWS 65
+#define MAX_COLS 300
 #define MAX_K 768
 
 static pe_kernels kernels[MAX_ISAS];  // by pe_isa
@@ -289,6 +289,20 @@ static void run_kernel(pe_isa isa, const operands *o, float *out, size_t out_str
                                   o->n_k);
 }
 
+static void run_column(pe_isa isa, const operands *o, float *out, size_t col) {
+    kernels[isa].matvec[o->dtype](out, o->n_rows, o->weights, o->row_bytes, o->n_rows,
+                                  o->acts + col * o->act_bytes, o->act_bytes, 1, o->n_k);
+}
+
+/* The kernel for one column gives the bits of the one for several. */
+static void check_matvec(pe_isa isa, const operands *o, const float *expected) {
+    float *out = guarded(3, o->n_rows * sizeof *out);
+    run_column(isa, o, out, 0);
+    const size_t same = first_difference(out, expected, o->n_rows);
+    CHECK(same == o->n_rows, "matvec %s isa %d fill %d: %zu rows, n_k %zu: row %zu",
+          pe_dtype_find(o->dtype)->info.name, (int)isa, (int)o->kind, o->n_rows, o->n_k, same);
+}
+
 /* Each row and column alone gives the bits it gave in the crowd. */
 static void check_alone(pe_isa isa, const operands *o, const float *expected) {
     float *alone = guarded(3, o->n_rows * sizeof *alone);
@@ -331,6 +345,7 @@ static void check_operands(const operands *o) {
                 CHECK(memcmp(&column[r], &gap, sizeof gap) == 0, "%s: gap %zu written", name, r);
             }
         }
+        check_matvec(isa, o, expected);
         if (o->kind == RANDOM && (o->n_k == 33 || o->n_k == 96 || o->n_k == 512)) {
             check_alone(isa, o, expected);
         }
@@ -361,6 +376,27 @@ static void matmul(pe_dtype dtype) {
                     check_operands(&o);
                 }
             }
+        }
+    }
+}
+
+/* Shapes that fill whole tiles, panels and column runs of every level, and leave rests
+ * of each. */
+static void tall_and_wide(void) {
+    static const struct {
+        size_t n_rows;
+        size_t n_cols;
+    } shapes[] = {{33, 12}, {32, 13}, {65, 17}, {31, 29}, {40, 258}, {9, 300}};
+    static const pe_dtype dtypes[] = {PE_DTYPE_F32,  PE_DTYPE_BF16, PE_DTYPE_Q4_0,
+                                      PE_DTYPE_Q4_1, PE_DTYPE_Q8_0, PE_DTYPE_Q6_K};
+    init_kernels();
+    for (size_t d = 0; d < PE_LEN(dtypes); d++) {
+        const size_t unit = pe_dtype_find(dtypes[d])->info.block_weights;
+        for (size_t i = 0; i < PE_LEN(shapes); i++) {
+            operands o;
+            make_operands(&o, dtypes[d], RANDOM, shapes[i].n_rows, shapes[i].n_cols,
+                          unit == 256 ? 512 : 9 * 32);
+            check_operands(&o);
         }
     }
 }
@@ -450,8 +486,9 @@ static void quantize_acts(void) {
 
 int main(void) {
     static const test_case tests[] = {
-        TEST(matmul_f32),  TEST(matmul_f16),  TEST(matmul_bf16), TEST(matmul_q4_0),
-        TEST(matmul_q4_1), TEST(matmul_q8_0), TEST(matmul_q6_k), TEST(quantize_acts),
+        TEST(matmul_f32),  TEST(matmul_f16),    TEST(matmul_bf16),
+        TEST(matmul_q4_0), TEST(matmul_q4_1),   TEST(matmul_q8_0),
+        TEST(matmul_q6_k), TEST(tall_and_wide), TEST(quantize_acts),
     };
     return run_tests(tests, PE_LEN(tests));
 }

@@ -33,9 +33,7 @@ INCLUDES = [
     for folder in (ROOT / "native" / "include", TESTS, *sorted(SOURCE.rglob("*")))
     if folder.is_dir()
 ]
-BUILD = (
-    ROOT / "build" / "native" / hashlib.sha256(repr((CC, EXTRA)).encode()).hexdigest()[:12]
-)
+BUILD = ROOT / "build" / "native" / hashlib.sha256(repr((CC, EXTRA)).encode()).hexdigest()[:12]
 # Link-time replacements that let tests make allocation fail; see test_engine.c.
 WRAPS = ["-Wl,--wrap=aligned_alloc"]
 

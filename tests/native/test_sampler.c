@@ -214,6 +214,11 @@ static void bias(void) {
     const float nan[1] = {NAN};
     CHECK_FAILS(pe_sampler_new(&sampler, &params, tokens + 1, nan, 1, err), PE_ERR_ARG, "token 2");
     CHECK(sampler == NULL, "left by a failure");
+    const uint32_t twice[3] = {1, 2, 1};
+    const float both[3] = {INFINITY, 0.0f, -INFINITY};
+    CHECK_FAILS(pe_sampler_new(&sampler, &params, twice, both, 3, err), PE_ERR_ARG,
+                "token once, found 1 twice");
+    CHECK(sampler == NULL, "left by a failure");
 }
 
 /* The greedy pick shows each token's penalised logit against a row of rivals. */

@@ -207,7 +207,9 @@ def test_perplexity_reports_progress_and_keeps_no_memory(engine: Engine) -> None
 
 @pytest.mark.parametrize("window", [3, 257])
 def test_perplexity_refuses_impossible_windows(engine: Engine, window: int) -> None:
-    with pytest.raises(ArgumentError, match=f"window: expected 4 to 256 tokens, found {window}"):
+    with pytest.raises(
+        ArgumentError, match=f"window: expected an integer from 4 to 256, found {window}"
+    ):
         engine.perplexity("the cat", window=window)
 
 
@@ -344,7 +346,9 @@ def test_a_dropped_session_gives_its_pages_back(engine: Engine) -> None:
 def test_rewind_refuses_what_the_session_does_not_hold(engine: Engine, n_tokens: int) -> None:
     with engine.session() as session:
         session.feed([1, 2, 3, 4, 5])
-        with pytest.raises(ArgumentError, match=f"expected 0 to 5 tokens, found {n_tokens}"):
+        with pytest.raises(
+            ArgumentError, match=f"expected an integer from 0 to 5, found {n_tokens}"
+        ):
             session.rewind(n_tokens)
         assert session.n_tokens == 5
 
@@ -352,14 +356,14 @@ def test_rewind_refuses_what_the_session_does_not_hold(engine: Engine, n_tokens:
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        ([], "tokens: expected 1 or more, found none"),
-        ([0, -1], "token 1: expected an id from 0 to 279, found -1"),
-        ([280], "token 0: expected an id from 0 to 279, found 280"),
-        ([2**40], "token 0"),
+        ([], "tokens: expected 1 token or more, found none"),
+        ([0, -1], r"tokens\[1\]: expected an id from 0 to 279, found -1"),
+        ([280], r"tokens\[0\]: expected an id from 0 to 279, found 280"),
+        ([2**40], r"tokens\[0\]"),
         ([[1, 2]], r"flat sequence of integers, found shape \(1, 2\)"),
         ([1.5], "flat sequence of integers, found .* float64"),
         ([True], "flat sequence of integers, found .* bool"),
-        ("abc", "flat sequence of integers"),
+        ("abc", "tokens: expected integers, found str"),
     ],
 )
 def test_feed_refuses_what_are_no_token_ids(engine: Engine, tokens: Any, message: str) -> None:
@@ -369,7 +373,10 @@ def test_feed_refuses_what_are_no_token_ids(engine: Engine, tokens: Any, message
 
 def test_feed_refuses_an_unknown_choice_of_logits(engine: Engine) -> None:
     choice: Any = "first"
-    with engine.session() as session, pytest.raises(ArgumentError, match="none, last or all"):
+    with (
+        engine.session() as session,
+        pytest.raises(ArgumentError, match="expected one of none, last, all"),
+    ):
         session.feed([1], logits=choice)
 
 
@@ -521,7 +528,7 @@ def test_sessions_outlive_a_dropped_engine(model_path: Path) -> None:
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"n_ctx": 0}, "n_ctx: expected an integer from 1 to 4294967295, found 0"),
+    ({"n_ctx": 0}, "n_ctx: expected an integer from 1 to 2\\^32 - 1, found 0"),
     ({"n_ctx": -1}, "n_ctx: expected an integer"),
     ({"n_ctx": 2**32}, "n_ctx: expected an integer"),
     ({"n_ctx": 257}, "n_ctx: expected at most 256, the context .* trained for, found 257"),
@@ -530,7 +537,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"n_threads": 1025}, "n_threads: expected at most 1024, found 1025"),
     ({"n_threads": True}, "n_threads: expected an integer"),
     ({"n_batch": 0}, "n_batch: expected an integer from 1"),
-    ({"n_batch": 65537}, "n_batch: expected at most 65536"),
+    ({"n_batch": 4097}, "n_batch: expected at most 4096"),
     ({"max_kv_bytes": 0}, "max_kv_bytes: expected an integer from 1"),
     ({"kv_type": "q8"}, "kv_type: expected one of auto, f32, f16, found 'q8'"),
     ({"kv_type": None}, "kv_type: expected one of"),

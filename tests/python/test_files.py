@@ -130,7 +130,9 @@ def test_every_metadata_type_is_read(tmp_path: Path) -> None:
 
 
 def test_nested_arrays_empty_arrays_and_odd_bytes_are_read(tmp_path: Path) -> None:
-    inner = struct.pack("<IQ300i", 5, 300, *range(300)) + struct.pack("<IQ", STRING, 1) + string(b"x")
+    inner = (
+        struct.pack("<IQ300i", 5, 300, *range(300)) + struct.pack("<IQ", STRING, 1) + string(b"x")
+    )
     entries = (
         string(b"nested") + struct.pack("<IIQ", 9, 9, 2) + inner,
         string(b"empty") + struct.pack("<IIQ", 9, 5, 0),
@@ -764,3 +766,8 @@ def test_results_are_frozen(engine: Engine) -> None:
         field = dataclasses.fields(item)[0].name
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(item, field, None)
+
+
+def test_a_path_with_a_nul_is_refused_and_not_cut(model_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="path: expected a text without NUL"):
+        ModelFile(f"{model_path}\0.bak")

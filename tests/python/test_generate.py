@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import itertools
 import math
 import threading
@@ -15,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny import END, START, Shape, chain
+from tiny import END, START, Model, Shape, chain
 
 from pyengine import (
     ArgumentError,
@@ -301,7 +300,6 @@ def test_a_stream_left_early_frees_its_memory(engine: Engine) -> None:
     for _ in engine.generate("the cat", stream=True, max_tokens=None, seed=1):
         assert engine.info.kv_bytes > 0
         break
-    gc.collect()
     assert engine.info.kv_bytes == 0
 
 
@@ -395,6 +393,17 @@ def test_an_empty_text_starts_from_the_begin_token(engine: Engine) -> None:
     begin = engine.tokenizer.bos_id
     assert begin is not None
     assert engine.generate([begin], max_tokens=9, seed=1).tokens == found.tokens
+
+
+def test_an_empty_text_starts_from_it_even_where_texts_do_not(model: Model, tmp_path: Path) -> None:
+    model.metadata["tokenizer.ggml.add_bos_token"] = False
+    with Engine(model.save(tmp_path / "no-begin.gguf")) as engine:
+        assert engine.tokenize("a") == [ord("a")]
+        found = engine.generate("", max_tokens=9, temperature=0)
+        begin = engine.tokenizer.bos_id
+        assert begin is not None
+        assert found.usage.prompt_tokens == 1
+        assert found.tokens == greedy_by_hand(engine, [begin], 9)
 
 
 def test_control_tokens_in_a_prompt_are_read_on_request_only(engine: Engine) -> None:
@@ -520,8 +529,8 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"temperature": "warm"}, "temperature: expected a number, found 'warm'"),
     ({"temperature": True}, "temperature: expected a number, found True"),
     ({"temperature": None}, "temperature: expected a number, found None"),
-    ({"top_k": -1}, r"top_k: expected 0 to 2\^32 - 1, found -1"),
-    ({"top_k": 2**32}, r"top_k: expected 0 to 2\^32 - 1"),
+    ({"top_k": -1}, r"top_k: expected an integer from 0 to 2\^32 - 1, found -1"),
+    ({"top_k": 2**32}, r"top_k: expected an integer from 0 to 2\^32 - 1"),
     ({"top_k": 1.5}, "top_k: expected an integer, found 1.5"),
     ({"top_p": 0}, "top_p: expected above 0 and up to 1, found 0"),
     ({"top_p": 1.01}, "top_p: expected above 0 and up to 1, found 1.01"),
@@ -534,10 +543,10 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"presence_penalty": math.nan}, "presence_penalty: expected a number"),
     ({"presence_penalty": math.inf}, "presence_penalty: expected a number, found inf"),
     ({"frequency_penalty": -math.inf}, "frequency_penalty: expected a number, found -inf"),
-    ({"penalty_window": -1}, "penalty_window: expected 0 to"),
+    ({"penalty_window": -1}, "penalty_window: expected an integer from 0 to"),
     ({"penalty_window": 2**20 + 1}, "penalty_window: expected at most 1048576"),
-    ({"logit_bias": {280: 1.0}}, "logit_bias: expected token ids from 0 to 279, found 280"),
-    ({"logit_bias": {-1: 1.0}}, "logit_bias: expected token ids from 0 to 279, found -1"),
+    ({"logit_bias": {280: 1.0}}, "logit_bias: expected an integer from 0 to 279, found 280"),
+    ({"logit_bias": {-1: 1.0}}, "logit_bias: expected an integer from 0 to 279, found -1"),
     ({"logit_bias": {"a": 1.0}}, "logit_bias: expected an integer, found 'a'"),
     ({"logit_bias": {1: math.nan}}, "logit_bias of token 1: expected a number, found NaN"),
     ({"logit_bias": {1: "high"}}, "logit_bias: expected a number, found 'high'"),
@@ -545,17 +554,26 @@ INVALID: list[tuple[dict[str, Any], str]] = [
     ({"stop": ""}, "expected a non-empty string, found ''"),
     ({"stop": ["a", ""]}, "expected a non-empty string, found ''"),
     ({"stop": [1]}, "expected a non-empty string, found 1"),
-    ({"max_tokens": -1}, "max_tokens: expected 0 or more, or None, found -1"),
-    ({"max_tokens": 1.5}, "max_tokens: expected 0 or more, or None, found 1.5"),
-    ({"logprobs": -1}, "logprobs: expected 0 to 280, found -1"),
-    ({"logprobs": 281}, "logprobs: expected 0 to 280, found 281"),
-    ({"seed": -1}, r"seed: expected 0 to 2\^64 - 1, found -1"),
-    ({"seed": 2**64}, r"seed: expected 0 to 2\^64 - 1, found 18446744073709551616"),
+    ({"max_tokens": -1}, r"max_tokens: expected an integer from 0 to 2\^63 - 1, found -1"),
+    ({"max_tokens": 1.5}, "max_tokens: expected an integer, found 1.5"),
+    ({"logprobs": -1}, "logprobs: expected an integer from 0 to 280, found -1"),
+    ({"logprobs": 281}, "logprobs: expected an integer from 0 to 280, found 281"),
+    ({"temperature": 10**400}, "temperature: expected a number that a 32-bit float holds"),
+    ({"temperature": 1e39}, r"temperature: expected a number that a 32-bit float holds"),
+    ({"top_p": 1e-50}, "top_p: expected a number that a 32-bit float holds, found 1e-50"),
+    ({"stop": 5}, "stop: expected a string or a sequence of strings, found int"),
+    ({"logprobs": 1.5}, "logprobs: expected an integer, found 1.5"),
+    ({"max_tokens": True}, "max_tokens: expected an integer, found True"),
+    ({"cancel": 5}, "cancel: expected a CancelFlag, found int"),
+    ({"logit_bias": [1]}, "logit_bias: expected a mapping of token ids to numbers, found list"),
+    ({"prompt": b"abc"}, "prompt: expected integers, found bytes"),
+    ({"seed": -1}, r"seed: expected an integer from 0 to 2\^64 - 1, found -1"),
+    ({"seed": 2**64}, r"seed: expected an integer from 0 to 2\^64 - 1, found 18446744073709551616"),
     ({"seed": 1.5}, "seed: expected an integer"),
     ({"seed": True}, "seed: expected an integer"),
-    ({"prompt": [280]}, "token 0: expected an id from 0 to 279, found 280"),
-    ({"prompt": [-1]}, "token 0: expected an id"),
-    ({"prompt": [1.5]}, "tokens: expected a flat sequence of integers"),
+    ({"prompt": [280]}, r"prompt\[0\]: expected an id from 0 to 279, found 280"),
+    ({"prompt": [-1]}, r"prompt\[0\]: expected an id"),
+    ({"prompt": [1.5]}, "prompt: expected a flat sequence of integers"),
     ({"prompt": "\ud800"}, "text: expected Unicode text, found a lone surrogate"),
 ]
 

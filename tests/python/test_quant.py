@@ -182,9 +182,11 @@ def test_a_scale_beyond_16_bits_is_refused(dtype: str) -> None:
         quantize(values, dtype)
 
 
-@pytest.mark.parametrize("dtype", ["Q6_K", "Q4_K", "", "float32"])
+@pytest.mark.parametrize("dtype", ["Q6_K", "Q4_K", "", "int4"])
 def test_types_that_cannot_be_written_are_refused(dtype: str) -> None:
-    with pytest.raises((ArgumentError, ValueError), match=dtype or "tensor type"):
+    with pytest.raises(
+        (ArgumentError, ValueError), match=dtype.upper() or "dtype: expected one of"
+    ):
         quantize(np.zeros(256, np.float32), dtype)
 
 
@@ -198,3 +200,12 @@ def test_rows_that_are_no_whole_blocks_are_refused() -> None:
 def test_a_single_number_is_refused() -> None:
     with pytest.raises(ArgumentError, match="1 dimension or more"):
         quantize(np.float32(1.0), "F16")
+
+
+def test_what_is_no_number_or_no_byte_is_refused() -> None:
+    with pytest.raises(ArgumentError, match="weights: expected numbers, found complex128"):
+        quantize(np.zeros(32, np.complex128), "F32")
+    with pytest.raises(ArgumentError, match=r"blocks: expected bytes \(uint8\), found int32"):
+        dequantize(np.zeros(34, np.int32), "Q8_0")
+    with pytest.raises(ArgumentError, match=r"dtype: expected one of .*, found 5"):
+        quantize(np.zeros(32, np.float32), 5)

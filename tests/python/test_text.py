@@ -167,5 +167,5 @@ def test_stop_emits_only_what_can_no_longer_match(parts: list[str], stops: list[
 
 @pytest.mark.parametrize("stops", [[""], ["a", ""], "stop"])
 def test_stop_strings_must_not_be_empty(stops: list[str]) -> None:
-    with pytest.raises(ArgumentError, match=r"stops.*expected .* found"):
+    with pytest.raises(ArgumentError, match=r"stop.*expected .* found"):
         StopMatcher(stops)
