@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from pyengine._errors import PyengineError
 
 # What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
 _INTERRUPTED = 130
+# The same for SIGTERM.
+_TERMINATED = 143
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -78,6 +82,9 @@ def main(arguments: list[str] | None = None, *, prog_name: str = "python -m conv
     Returns:
         The exit code: 0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
     """
+    # Python would end at once and leave the unfinished file behind.
+    with contextlib.suppress(ValueError):  # not in the main thread: the host's own business
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(_TERMINATED))
     try:
         # Not standalone: click's own error messages run over several lines.
         code = _command.main(arguments, prog_name=prog_name, standalone_mode=False)

@@ -181,6 +181,8 @@ def write_gguf(
         ConversionError: The pieces of a tensor do not add up to its size.
     """
     total = file_size(header, tensors)
+    if path.is_symlink():  # it keeps pointing where it did
+        path = path.resolve()
     _check_target(path, total, overwrite)
     # Unique, so that two runs for one target do not write into each other's file.
     partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
@@ -234,6 +236,9 @@ def _write_all(
 def _check_target(path: Path, total: int, overwrite: bool) -> None:
     if path.is_dir():
         raise ModelFileError(f"{path}: expected the name of a file, found a folder")
+    # The finished file is renamed over the target: a device or a pipe would be gone.
+    if path.exists() and not path.is_file():
+        raise ModelFileError(f"{path}: expected a file or none, found a device, pipe or socket")
     if path.exists() and not overwrite:
         raise ModelFileError(f"{path}: expected no file, found one; --force replaces it")
     if not path.parent.is_dir():

@@ -6,6 +6,7 @@ went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
 
 from __future__ import annotations
 
+import io
 import re
 import sys
 import time
@@ -19,7 +20,7 @@ import pyengine
 from pyengine._engine import Engine
 from pyengine._errors import ArgumentError, PyengineError
 from pyengine._generate import Generation, Stream
-from pyengine._inspect import inspect_json, inspect_text
+from pyengine._inspect import inspect_json, inspect_text, printable
 
 # What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
 _INTERRUPTED = 130
@@ -289,7 +290,7 @@ def _convert(arguments: tuple[str, ...]) -> int:
 
 
 def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return printable(" ".join(text.split()))
 
 
 def _run_group(arguments: list[str] | None) -> int:
@@ -299,6 +300,15 @@ def _run_group(arguments: list[str] | None) -> int:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command line and gives the exit code."""
+    # A shell can close either stream (`>&-`); Python then has None in its place.
+    if sys.stderr is None:
+        sys.stderr = io.StringIO()
+    if sys.stdout is None:
+        click.echo("error: standard output: expected it open, found it closed", err=True)
+        return 1
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal may not know every character
     return _guarded(lambda: _run_group(arguments))
 
 

@@ -21,7 +21,7 @@ from pyengine._bundled import bundled_model
 from pyengine._errors import ArgumentError, ClosedError
 from pyengine._file import ModelFile
 from pyengine._generate import Generation, Progress, Stream
-from pyengine._native import call, ffi, lib
+from pyengine._native import Handle, call, ffi, lib
 from pyengine._sampler import MAX_SEED, Sampler, Sampling, logprobs
 from pyengine._session import CancelFlag, Logits, Session, token_array
 from pyengine._tokenizer import Tokenizer
@@ -94,7 +94,7 @@ class Perplexity:
     n_windows: int
 
 
-class Engine:
+class Engine(Handle):
     """A model bound to its file, with its threads and its KV pages.
 
     Weights stay in the file's mapping: opening takes milliseconds beyond building the
@@ -134,7 +134,8 @@ class Engine:
         isa: Literal["scalar", "avx2", "avx512", "neon", "dotprod"] | None = None,
     ) -> None:
         started = time.perf_counter()
-        self.lock = threading.RLock()
+        self._lock = threading.RLock()
+        self._pid = os.getpid()
         self._handle: Any = None
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         params = ffi.new("pe_engine_params *")
@@ -175,8 +176,11 @@ class Engine:
     def close(self) -> None:
         """Frees sessions, pages, threads and the mapping; closing twice is allowed.
 
-        Waits for a call that runs in another thread.
+        Waits for a call that runs in another thread. In a child made by fork() it does
+        nothing.
         """
+        if self.is_forked:
+            return
         with self.lock:
             for session in list(self._sessions):
                 session.close()
@@ -184,6 +188,26 @@ class Engine:
                 ffi.release(self._handle)
                 self._handle = None
             self.file.close()
+
+    @property
+    def is_forked(self) -> bool:
+        """Whether this process is a fork of the one that opened the engine."""
+        return self._pid != os.getpid()
+
+    @property
+    def lock(self) -> threading.RLock:
+        """Held around every call into the core; for this package's own use.
+
+        Raises:
+            ClosedError: In a child made by fork(), which has the engine's memory but not
+                its threads, and locks that nobody will open.
+        """
+        if self.is_forked:
+            raise ClosedError(
+                f"{self!r}: expected the process {self._pid} that opened it, found its child "
+                f"{os.getpid()}: open the model again after a fork"
+            )
+        return self._lock
 
     @property
     def handle(self) -> Any:

@@ -1,4 +1,4 @@
-"""Every exception that pyengine raises on purpose, and the one place that raises the core's.
+"""Every exception that pyengine raises on purpose.
 
     PyengineError
     |-- ArgumentError(ValueError)            an argument is outside its range

@@ -12,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 
 from pyengine._errors import ArgumentError, ClosedError, PyengineError
-from pyengine._native import call, ffi, lib
+from pyengine._native import Handle, call, ffi, lib
 
 _NUMBERS: dict[int, str] = {
     lib.PE_META_U8: "<u1",
@@ -50,7 +50,7 @@ class TensorInfo:
     part: int
 
 
-class ModelFile:
+class ModelFile(Handle):
     """A GGUF file, all parts of it, mapped read-only.
 
     Opening checks every count, offset and size but reads no tensor data, so it takes
@@ -66,8 +66,10 @@ class ModelFile:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
+        if not isinstance(path, str | os.PathLike) or not isinstance(os.fspath(path), str):
+            raise ArgumentError(f"path: expected str or a path, found {path!r}")
         self.path = os.fspath(path)
-        if not isinstance(self.path, str) or "\0" in self.path:
+        if "\0" in self.path:
             raise ArgumentError(f"path: expected a text without NUL, found {self.path!r}")
         out = ffi.new("pe_file **")
         call(lib.pe_file_open, out, os.fsencode(self.path))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pyengine._arguments import instance, integer
 from pyengine._errors import CancelledError, ContextFullError
+from pyengine._native import Handle
 from pyengine._sampler import Sampler, top_logprobs
 from pyengine._session import CancelFlag, Logits, Session
 from pyengine._text import StopMatcher, Utf8Stream
@@ -108,7 +109,7 @@ class Generation:
     logprobs: list[TokenLogprob] | None
 
 
-class Stream(Iterator[str]):
+class Stream(Handle, Iterator[str]):
     """Text pieces of a running generation, from :meth:`Engine.generate`.
 
     A piece never holds part of a character, and no piece holds part of a stop string.
@@ -139,6 +140,8 @@ class Stream(Iterator[str]):
             n_logprobs = integer("logprobs", n_logprobs, 0, engine.n_vocab)
         if cancel is not None:
             instance("cancel", cancel, CancelFlag, "a CancelFlag")
+        if progress is not None:
+            instance("progress", progress, Callable, "something to call")  # type: ignore[arg-type]
         self._run = _Run(
             engine,
             prompt,

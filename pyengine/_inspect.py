@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +15,11 @@ from pyengine._file import ModelFile, TensorInfo
 _SHOWN_ITEMS = 6
 _SHOWN_TENSORS = 12
 _SHOWN_TEXT = 100
+
+
+def printable(text: str) -> str:
+    """The text with what a terminal would obey, or UTF-8 cannot express, replaced."""
+    return "".join(char if char.isprintable() else "\ufffd" for char in text)
 
 
 def bytes_per_token(tensors: tuple[TensorInfo, ...]) -> int:
@@ -54,7 +60,8 @@ def summary(file: ModelFile) -> dict[str, Any]:
 def inspect_json(file: ModelFile, *, show_all: bool) -> str:
     """One JSON object: the summary, metadata and tensors.
 
-    Long arrays become ``{"length": n, "first": [...]}`` unless show_all.
+    NaN and infinities, which JSON lacks, are strings. Long arrays become
+    ``{"length": n, "first": [...]}`` unless show_all.
     """
     document = summary(file)
     document["metadata"] = {
@@ -71,14 +78,19 @@ def inspect_json(file: ModelFile, *, show_all: bool) -> str:
         }
         for tensor in file.tensors
     ]
-    return json.dumps(document, indent=2)
+    return json.dumps(document, indent=2, allow_nan=False)
 
 
 def _json_value(value: Any, show_all: bool) -> Any:
     if isinstance(value, np.ndarray):
         value = value.tolist()
-    if isinstance(value, list) and not show_all and len(value) > _SHOWN_ITEMS:
-        return {"length": len(value), "first": value[:_SHOWN_ITEMS]}
+    if isinstance(value, list):
+        if not show_all and len(value) > _SHOWN_ITEMS:
+            first = [_json_value(item, show_all) for item in value[:_SHOWN_ITEMS]]
+            return {"length": len(value), "first": first}
+        return [_json_value(item, show_all) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
     return value
 
 
@@ -103,7 +115,7 @@ def inspect_text(file: ModelFile, *, show_all: bool) -> str:
         f"tensors ({len(file.tensors)})",
         *_tensor_lines(file.tensors, show_all),
     ]
-    return "\n".join(line.encode("utf-8", "replace").decode() for line in lines)
+    return "\n".join(map(printable, lines))
 
 
 def _type_lines(types: Mapping[str, Mapping[str, int]]) -> list[str]:

@@ -11,7 +11,7 @@ from typing import Any
 from pyengine import _errors
 from pyengine._ffi import ffi, lib
 
-__all__ = ["EXCEPTIONS", "call", "ffi", "lib"]
+__all__ = ["EXCEPTIONS", "Handle", "call", "ffi", "lib"]
 
 EXCEPTIONS: dict[int, type[_errors.PyengineError]] = {
     lib.PE_ERR_ARG: _errors.ArgumentError,
@@ -29,6 +29,14 @@ if lib.pe_api_version() != lib.PE_API_VERSION:  # a stale build beside new Pytho
         f"pyengine core: expected API version {lib.PE_API_VERSION}, "
         f"found {lib.pe_api_version()}: reinstall pyengine"
     )
+
+
+class Handle:
+    """Base of what holds a core object: copying one would make two owners of it."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        """Refuses copies and pickles."""
+        raise TypeError(f"{type(self).__name__}: expected to stay one object, found a copy of it")
 
 
 def call(function: Any, *args: Any) -> None:

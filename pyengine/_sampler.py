@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pyengine._arguments import instance, integer, real
 from pyengine._errors import ArgumentError
-from pyengine._native import call, ffi, lib
+from pyengine._native import Handle, call, ffi, lib
 
 MAX_SEED = 2**64 - 1
 _MAX_COUNT = 2**32 - 1
@@ -44,7 +44,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
 
-class Sampler:
+class Sampler(Handle):
     """Picks tokens by the core's sampler; the same seed picks the same tokens.
 
     Raises:
@@ -84,6 +84,8 @@ class Sampler:
         Raises:
             NumericError: A logit is NaN or infinite.
         """
+        if np.asarray(logits).dtype.kind not in "fiu":
+            raise ArgumentError(f"logits: expected numbers, found {np.asarray(logits).dtype}")
         row = np.ascontiguousarray(logits, np.float32)
         if row.ndim != 1:
             raise ArgumentError(f"logits: expected one row, found shape {row.shape}")

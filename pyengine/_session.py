@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from pyengine._arguments import choice, instance, integer
 from pyengine._errors import ArgumentError, ClosedError
-from pyengine._native import call, ffi, lib
+from pyengine._native import Handle, call, ffi, lib
 
 if TYPE_CHECKING:
     from pyengine._engine import Engine
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 Logits = npt.NDArray[np.float32]
 
 
-class CancelFlag:
+class CancelFlag(Handle):
     """Stops a running call from another thread, within about one layer's time.
 
     Pass it to :meth:`Engine.generate` or :meth:`Session.feed`, and call
@@ -44,7 +44,7 @@ class CancelFlag:
         return self._flag
 
 
-class Session:
+class Session(Handle):
     """One timeline of tokens in an engine, made by :meth:`Engine.session`.
 
     Memory is taken in pages as tokens arrive. Feeding tokens at once, one by one or
@@ -69,6 +69,8 @@ class Session:
 
     def close(self) -> None:
         """Gives the session's pages back; closing twice is allowed."""
+        if self._engine.is_forked:
+            return
         with self._engine.lock:
             if self._handle is not None:
                 ffi.release(self._handle)

@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
+from pyengine._arguments import integer
 from pyengine._byte_bpe import ByteLevelBpe, pre_tokenizer_rule
 from pyengine._errors import ArgumentError, TokenizerError
 from pyengine._sentencepiece import SentencePieceBpe
@@ -252,9 +253,7 @@ class Tokenizer:
         return self._model.token_bytes(raw)
 
     def _checked(self, token: int) -> int:
-        if not 0 <= token < len(self._raw):
-            raise ArgumentError(f"token id: expected 0 to {len(self._raw) - 1}, found {token}")
-        return token
+        return integer("token id", token, 0, len(self._raw) - 1)
 
     def _set_special_ids(
         self, meta: Metadata, texts: Sequence[str | None], *, add_bos: bool

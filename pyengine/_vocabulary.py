@@ -15,6 +15,9 @@ KEY = "tokenizer.ggml."
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
 
+_LARGEST_SCORE = 3.4028234e38
+
+
 class Metadata:
     """Typed access to the ``tokenizer.ggml.*`` keys; every complaint names the key."""
 
@@ -38,7 +41,7 @@ class Metadata:
         value = self._values.get(KEY + name)
         if value is None:
             return default
-        if value not in (False, True):
+        if not isinstance(value, bool | int) or value not in (0, 1):
             raise TokenizerError(f"{KEY}{name}: expected true or false, found {value!r}")
         return bool(value)
 
@@ -75,13 +78,22 @@ class Metadata:
         if not required and self._values.get(KEY + "token_type") is None:
             return [NORMAL] * n_vocab
         values = self._array("token_type", n_vocab)
-        if not set(values) <= set(range(NORMAL, BYTE + 1)):
-            strange = next(value for value in values if value not in range(NORMAL, BYTE + 1))
-            raise TokenizerError(f"{KEY}token_type: expected types 1 to 6, found {strange!r}")
-        return [int(value) for value in values]
+        for index, value in enumerate(values):
+            if not isinstance(value, int) or not NORMAL <= value <= BYTE:
+                raise TokenizerError(
+                    f"{KEY}token_type[{index}]: expected types 1 to 6, found {value!r}"
+                )
+        return values
 
     def scores(self, n_vocab: int) -> list[float]:
-        return [float(value) for value in self._array("scores", n_vocab)]
+        values = self._array("scores", n_vocab)
+        for index, value in enumerate(values):
+            # Wider numbers would not fit the 32-bit field that they are copied to.
+            if not isinstance(value, int | float) or not abs(value) <= _LARGEST_SCORE:
+                raise TokenizerError(
+                    f"{KEY}scores[{index}]: expected a 32-bit float, found {value!r}"
+                )
+        return [float(value) for value in values]
 
     def _array(self, name: str, length: int | None = None) -> list[Any]:
         value: Any = self._values.get(KEY + name)

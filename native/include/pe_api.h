@@ -223,7 +223,8 @@ pe_status pe_file_check(const pe_file *file, pe_error *err);
 
 /* Binds a model to its file, starts the threads and takes the scratch memory.
  * owner    *out_engine is the caller's, released with pe_engine_close
- * threads  calls on one engine and its sessions wait for each other
+ * threads  calls on one engine and its sessions wait for each other; in a child made
+ *          by fork() they fail with PE_ERR_ARG, and freeing does nothing
  * errors   PE_ERR_ARG          a parameter is outside its range
  *          PE_ERR_UNSUPPORTED  architecture, tensor type or feature, named
  *          PE_ERR_FORMAT       a weight or hyper-parameter is missing or mis-shaped

@@ -172,6 +172,30 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
     assert done.stderr == ""
 
 
+def test_closed_streams_are_named_or_done_without() -> None:
+    def shell(redirection: str) -> tuple[int, str]:
+        command = " ".join([*PYENGINE, "run", "-p", "Once", "-n", "2"])
+        done = subprocess.run(
+            f"{command} {redirection}", shell=True, capture_output=True, text=True, timeout=60
+        )
+        return done.returncode, done.stderr
+
+    code, err = shell(">&-")
+    assert (code, err) == (1, "error: standard output: expected it open, found it closed\n")
+    assert shell("2>&-") == (0, "")
+
+
+def test_characters_that_the_output_lacks_are_replaced() -> None:
+    done = subprocess.run(
+        [*PYENGINE, "inspect", "--all"],
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"},
+        timeout=60,
+    )
+    assert done.returncode == 0
+    assert done.stderr == b""
+
+
 def on_terminal(*args: str, interrupt_after: bytes | None = None) -> tuple[int, str]:
     """Exit code and all that a terminal shows; Ctrl-C once something has appeared."""
     pid, terminal = pty.fork()

@@ -1024,6 +1024,22 @@ def test_progress_only_on_a_terminal() -> None:
     assert pipe.getvalue() == hushed.getvalue() == ""
 
 
+def test_a_link_is_followed_and_a_pipe_is_left_alone(make: Maker, tmp_path: Path) -> None:
+    source = make(name="tiny")
+    real = tmp_path / "real.gguf"
+    real.write_bytes(b"old")
+    link = tmp_path / "link.gguf"
+    link.symlink_to(real)
+    converters.convert(source, link, dtype="f32", overwrite=True)
+    assert link.is_symlink()
+    assert real.read_bytes()[:4] == b"GGUF"
+    pipe = tmp_path / "pipe.gguf"
+    os.mkfifo(pipe)
+    with pytest.raises(ModelFileError, match="expected a file or none, found a device, pipe"):
+        converters.convert(source, pipe, dtype="f32", overwrite=True)
+    assert pipe.is_fifo()
+
+
 def test_cli(
     make: Maker, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

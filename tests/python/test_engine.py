@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import os
+import pickle
 import platform
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -22,6 +25,7 @@ from tiny import Shape, random_model
 import pyengine
 from pyengine import (
     ArgumentError,
+    CancelFlag,
     ClosedError,
     ContextFullError,
     Engine,
@@ -632,3 +636,39 @@ def test_random_model_is_the_same_every_time(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
     with ModelFile(first) as file:
         assert len(file.tensors) == 3 + 9 * Shape().layers
+
+
+@pytest.mark.parametrize("kind", ["engine", "session", "file", "stream", "cancel"])
+def test_handles_cannot_be_copied_into_a_second_owner(kind: str, model_path: Path) -> None:
+    with Engine(model_path) as engine, engine.session() as session:
+        handle = {
+            "engine": engine,
+            "session": session,
+            "file": engine.file,
+            "stream": engine.generate("a", stream=True),
+            "cancel": CancelFlag(),
+        }[kind]
+        for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+            with pytest.raises(TypeError, match="expected to stay one object"):
+                duplicate(handle)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_forked_child_gets_an_error_and_no_deadlock(model_path: Path) -> None:
+    engine = Engine(model_path, n_threads=2)
+    session = engine.session()
+    busy = threading.Thread(target=lambda: engine.generate([1], max_tokens=200, ignore_eos=True))
+    busy.start()
+    pid = os.fork()
+    if pid == 0:  # the child: any hang is ended by the alarm, which gives another code
+        signal.alarm(20)
+        try:
+            session.feed([1])
+        except ClosedError as error:
+            session.close()
+            engine.close()
+            os._exit(0 if "found its child" in str(error) else 3)
+        os._exit(4)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    busy.join()
+    engine.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import pickle
 import struct
 from collections.abc import Callable
@@ -32,6 +33,7 @@ from pyengine import (
     UnsupportedModelError,
     _native,
 )
+from pyengine._inspect import _json_value, printable
 
 Spoil = Callable[[Model], None]
 STRING, UINT32 = 8, 4
@@ -527,7 +529,7 @@ MODELS: dict[str, tuple[Spoil, type[PyengineError], str]] = {
     "rope factor of 0": (
         lambda model: model.tensors.update({"rope_freqs.weight": np.zeros(8, np.float32)}),
         ModelFormatError,
-        "rope_freqs.weight: expected factors above 0, found 0 at 0",
+        "rope_freqs.weight: expected factors above 0 that keep angles below 2\\^28, found 0 at 0",
     ),
     "missing hyper-parameter": (
         without("llama.attention.head_count"),
@@ -547,7 +549,7 @@ MODELS: dict[str, tuple[Spoil, type[PyengineError], str]] = {
     "2^31 layers": (
         changed(llama__block_count=2**31),
         ModelFormatError,
-        "number of layers: expected 1 to 21, found 2.14",
+        "number of layers: expected 1 to 21, found 2147483648",
     ),
     "0 heads": (
         changed(llama__attention__head_count=0),
@@ -771,3 +773,15 @@ def test_results_are_frozen(engine: Engine) -> None:
 def test_a_path_with_a_nul_is_refused_and_not_cut(model_path: Path) -> None:
     with pytest.raises(ArgumentError, match="path: expected a text without NUL"):
         ModelFile(f"{model_path}\0.bak")
+
+
+def test_json_holds_nested_arrays_and_numbers_that_json_lacks() -> None:
+    value = [[np.array([1, 2], np.int32)], [float("nan"), float("-inf"), 1.5]]
+    assert json.loads(json.dumps(_json_value(value, True), allow_nan=False)) == [
+        [[1, 2]],
+        ["nan", "-inf", 1.5],
+    ]
+
+
+def test_text_for_a_terminal_holds_nothing_that_it_would_obey() -> None:
+    assert printable("a\x1b[31mred\udcff") == "a\ufffd[31mred\ufffd"

@@ -443,10 +443,18 @@ N_BPE, N_SPM = 265, 268
         (bpe_metadata(merges=["x y"]), r"ggml\.merges: expected merges of tokens .* `xy`"),
         (bpe_metadata(pre="new"), r"ggml\.pre: expected .*llama-bpe.*qwen2.* found 'new'; if"),
         (bpe_metadata(token_type=[1]), rf"token_type: expected {N_BPE} entries.*found 1$"),
-        (bpe_metadata(token_type=[9] * N_BPE), r"token_type: expected types 1 to 6, found 9"),
+        (bpe_metadata(token_type=[9] * N_BPE), r"token_type\[0\]: expected types 1 to 6, found 9"),
         (bpe_metadata(bos_token_id=N_BPE), rf"bos_token_id: expected an id .* found {N_BPE}$"),
         (bpe_metadata(eos_token_id=-1), r"eos_token_id: expected an id from 0 to .* found -1$"),
         (bpe_metadata(eot_token_id="x"), r"eot_token_id: expected an id .* found 'x'"),
+        (
+            bpe_metadata(add_bos_token=[1, 2]),
+            r"add_bos_token: expected true or false, found \[1, 2\]",
+        ),
+        (
+            bpe_metadata(token_type=[[1]] * N_BPE),
+            r"token_type\[0\]: expected types 1 to 6, found \[1\]",
+        ),
         (bpe_metadata(padding_token_id=999), r"padding_token_id: .* found 999"),
         (bpe_metadata(add_bos_token=True), r"bos_token_id: expected an id, since .* found none"),
         (bpe_metadata(add_eos_token="no"), r"add_eos_token: expected true or false, found 'no'"),
@@ -473,7 +481,9 @@ def test_bad_arguments() -> None:
     tokenizer = Tokenizer.from_metadata(bpe_metadata())
     for token in (-1, tokenizer.n_vocab):
         for call in (tokenizer.token_bytes, tokenizer.is_control, lambda t: tokenizer.decode([t])):
-            with pytest.raises(ArgumentError, match=rf"expected 0 to 264, found {token}"):
+            with pytest.raises(
+                ArgumentError, match=rf"expected an integer from 0 to 264, found {token}"
+            ):
                 call(token)
     with pytest.raises(ArgumentError, match="lone surrogate at index 1"):
         tokenizer.encode("a\ud800")

@@ -11,26 +11,27 @@
 pe_status pe_map_open(pe_map *out_map, const char *path, pe_error *err) {
     *out_map = (pe_map){0};
     // O_NONBLOCK: opening a FIFO by mistake must fail below, not hang here.
+    const char *name = pe_path_tail(path);
     const int fd = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (fd < 0) {
-        return pe_fail(err, PE_ERR_IO, "%s: cannot open: %s", path, strerror(errno));
+        return pe_fail(err, PE_ERR_IO, "%s: cannot open: %s", name, strerror(errno));
     }
     struct stat st;
     pe_status status = PE_OK;
     if (fstat(fd, &st) != 0) {
-        status = pe_fail(err, PE_ERR_IO, "%s: cannot read its size: %s", path, strerror(errno));
+        status = pe_fail(err, PE_ERR_IO, "%s: cannot read its size: %s", name, strerror(errno));
     } else if (!S_ISREG(st.st_mode)) {
-        status = pe_fail(err, PE_ERR_IO, "%s: expected a file, found a %s", path,
+        status = pe_fail(err, PE_ERR_IO, "%s: expected a file, found a %s", name,
                          S_ISDIR(st.st_mode) ? "directory" : "device or pipe");
     } else if (st.st_size <= 0) {
-        status = pe_fail(err, PE_ERR_FORMAT, "%s: expected a GGUF file, found an empty file", path);
+        status = pe_fail(err, PE_ERR_FORMAT, "%s: expected a GGUF file, found an empty file", name);
     } else if ((uint64_t)st.st_size > SIZE_MAX) {
-        status = pe_fail(err, PE_ERR_IO, "%s: %lld bytes do not fit this machine's addresses", path,
+        status = pe_fail(err, PE_ERR_IO, "%s: %lld bytes do not fit this machine's addresses", name,
                          (long long)st.st_size);
     } else {
         void *data = mmap(NULL, (size_t)st.st_size, PROT_READ, MAP_SHARED, fd, 0);
         if (data == MAP_FAILED) {
-            status = pe_fail(err, PE_ERR_IO, "%s: cannot map %lld bytes: %s", path,
+            status = pe_fail(err, PE_ERR_IO, "%s: cannot map %lld bytes: %s", name,
                              (long long)st.st_size, strerror(errno));
         } else {
             out_map->data = data;

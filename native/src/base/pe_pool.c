@@ -5,7 +5,6 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
-#include <unistd.h>
 
 #include "pe_mem.h"
 
@@ -46,7 +45,6 @@ struct pe_pool {
     _Atomic bool stopping;
     uint32_t n_threads;
     uint32_t n_workers;
-    pid_t owner;            // the process that the workers live in
     pthread_mutex_t mutex;  // guards going to sleep
     pthread_cond_t wake;
     worker *workers;
@@ -127,7 +125,6 @@ pe_status pe_pool_new(pe_pool **out_pool, uint32_t n_threads, pe_error *err) {
     }
     pool->n_threads = n_threads;
     pool->workers = workers;
-    pool->owner = getpid();
     pthread_mutex_init(&pool->mutex, NULL);
     pthread_cond_init(&pool->wake, NULL);
 
@@ -158,16 +155,13 @@ void pe_pool_free(pe_pool *pool) {
     if (pool == NULL) {
         return;
     }
-    // After fork() the child has the pool but not its threads: nobody would answer.
-    if (pool->owner == getpid()) {
-        atomic_store(&pool->stopping, true);
-        wake_all(pool);
-        for (uint32_t i = 0; i < pool->n_workers; i++) {
-            pthread_join(pool->workers[i].thread, NULL);
-        }
-        pthread_cond_destroy(&pool->wake);
-        pthread_mutex_destroy(&pool->mutex);
+    atomic_store(&pool->stopping, true);
+    wake_all(pool);
+    for (uint32_t i = 0; i < pool->n_workers; i++) {
+        pthread_join(pool->workers[i].thread, NULL);
     }
+    pthread_cond_destroy(&pool->wake);
+    pthread_mutex_destroy(&pool->mutex);
     pe_mem_free(pool->workers);
     pe_mem_free(pool);
 }

@@ -26,4 +26,10 @@ __attribute__((format(printf, 3, 4))) void pe_error_set(pe_error *err, pe_status
 #define PE_QUOTE_BYTES 96
 #define PE_QUOTE(text, n_bytes) (int)PE_MIN((uint64_t)(n_bytes), (uint64_t)PE_QUOTE_BYTES), (text)
 
+/* The end of a path, as much of it as leaves room for the rest of a message. */
+static inline const char *pe_path_tail(const char *path) {
+    const size_t n = strlen(path);
+    return n > 200 ? path + (n - 200) : path;
+}
+
 #endif

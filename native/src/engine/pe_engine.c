@@ -4,6 +4,7 @@
 #include <inttypes.h>
 #include <pthread.h>
 #include <stdatomic.h>
+#include <unistd.h>
 
 #include "pe_cpu.h"
 #include "pe_forward.h"
@@ -18,6 +19,7 @@
 struct pe_engine {
     atomic_uint n_references;
     pthread_mutex_t mutex;  // held by every call that computes or changes pages
+    pid_t owner;            // the process whose threads and locks these are
     pe_file *file;
     pe_model model;
     pe_ops ops;
@@ -106,6 +108,7 @@ pe_status pe_engine_open(pe_engine **out_engine, pe_file *file, const pe_engine_
     }
     atomic_init(&engine->n_references, 1);
     pthread_mutex_init(&engine->mutex, NULL);
+    engine->owner = getpid();
     engine->file = pe_file_acquire(file);
     const pe_status status = open_engine(engine, params, err);
     if (status != PE_OK) {
@@ -116,8 +119,23 @@ pe_status pe_engine_open(pe_engine **out_engine, pe_file *file, const pe_engine_
     return PE_OK;
 }
 
+/* A child made by fork() has no worker threads, and its copy of the mutex may be held
+ * by a thread that it does not have: there, objects are left as they are. */
+static bool is_forked(const pe_engine *engine) {
+    return engine->owner != getpid();
+}
+
+static pe_status check_owner(const pe_engine *engine, pe_error *err) {
+    if (is_forked(engine)) {
+        return pe_fail(err, PE_ERR_ARG,
+                       "engine: expected the process %ld that opened it, found its child %ld",
+                       (long)engine->owner, (long)getpid());
+    }
+    return PE_OK;
+}
+
 void pe_engine_close(pe_engine *engine) {
-    if (engine == NULL || atomic_fetch_sub(&engine->n_references, 1) != 1) {
+    if (engine == NULL || is_forked(engine) || atomic_fetch_sub(&engine->n_references, 1) != 1) {
         return;
     }
     pe_pool_free(engine->ops.pool);
@@ -158,6 +176,7 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
 
 pe_status pe_session_new(pe_session **out_session, pe_engine *engine, pe_error *err) {
     *out_session = NULL;
+    PE_TRY(check_owner(engine, err));
     pe_session *session = pe_mem_zalloc(1, sizeof *session);
     if (session == NULL) {
         return pe_fail(err, PE_ERR_NOMEM, "session: no memory for another");
@@ -183,7 +202,7 @@ pe_status pe_session_fork(pe_session **out_session, pe_session *session, pe_erro
 }
 
 void pe_session_free(pe_session *session) {
-    if (session == NULL) {
+    if (session == NULL || is_forked(session->engine)) {
         return;
     }
     pe_engine *engine = session->engine;
@@ -200,6 +219,7 @@ uint32_t pe_session_n_tokens(const pe_session *session) {
 
 pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *err) {
     pe_engine *engine = session->engine;
+    PE_TRY(check_owner(engine, err));
     pe_status status = PE_OK;
     pthread_mutex_lock(&engine->mutex);
     if (n_tokens > session->n_tokens) {
@@ -289,6 +309,7 @@ static pe_status run_feeds(pe_engine *engine, const pe_feed *feeds, uint32_t n_f
 
 pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
                             const int32_t *cancel, pe_error *err) {
+    PE_TRY(check_owner(engine, err));
     pthread_mutex_lock(&engine->mutex);
     pe_status status = PE_OK;
     uint32_t n_checked = 0;

@@ -66,7 +66,8 @@ static pe_status index_meta(pe_file *file, pe_error *err) {
     const pe_gguf *first = &file->parts[0].gguf;
     file->meta_by_key = pe_mem_alloc(first->n_meta, sizeof *file->meta_by_key);
     if (file->meta_by_key == NULL) {
-        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory for the directory", file->path);
+        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory for the directory",
+                       pe_path_tail(file->path));
     }
     for (uint64_t i = 0; i < first->n_meta; i++) {
         file->meta_by_key[i] = &first->meta[i];
@@ -76,7 +77,7 @@ static pe_status index_meta(pe_file *file, pe_error *err) {
         if (compare_meta(&file->meta_by_key[i - 1], &file->meta_by_key[i]) == 0) {
             const pe_meta *twice = file->meta_by_key[i];
             return pe_fail(err, PE_ERR_FORMAT, "%s: %.*s: expected each key once, found it twice",
-                           file->path, PE_QUOTE(twice->key, twice->key_bytes));
+                           pe_path_tail(file->path), PE_QUOTE(twice->key, twice->key_bytes));
         }
     }
     return PE_OK;
@@ -89,7 +90,8 @@ static pe_status index_tensors(pe_file *file, pe_error *err) {
     file->tensors = pe_mem_alloc(file->n_tensors, sizeof *file->tensors);
     file->by_name = pe_mem_alloc(file->n_tensors, sizeof *file->by_name);
     if (file->tensors == NULL || file->by_name == NULL) {
-        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory for the directory", file->path);
+        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory for the directory",
+                       pe_path_tail(file->path));
     }
     uint64_t n = 0;
     for (uint32_t i = 0; i < file->n_parts; i++) {
@@ -105,8 +107,8 @@ static pe_status index_tensors(pe_file *file, pe_error *err) {
         if (compare_tensors(&file->by_name[i - 1], &file->by_name[i]) == 0) {
             const pe_tensor_info *twice = file->by_name[i];
             return pe_fail(err, PE_ERR_FORMAT,
-                           "%s: %.*s: expected each tensor once, found it twice", file->path,
-                           PE_QUOTE(twice->name, twice->name_bytes));
+                           "%s: %.*s: expected each tensor once, found it twice",
+                           pe_path_tail(file->path), PE_QUOTE(twice->name, twice->name_bytes));
         }
     }
     return PE_OK;
@@ -118,7 +120,7 @@ static pe_status open_part(pe_file *file, const char *path, pe_error *err) {
     part *p = &file->parts[file->n_parts];
     PE_TRY(pe_map_open(&p->map, path, err));
     file->n_parts++;  // from here on pe_file_close undoes it
-    return pe_gguf_read(&p->gguf, p->map.data, p->map.n_bytes, path, err);
+    return pe_gguf_read(&p->gguf, p->map.data, p->map.n_bytes, pe_path_tail(path), err);
 }
 
 /* A key of one part as a number; absent: the default. */
@@ -143,8 +145,8 @@ static pe_status check_part(const pe_file *file, uint32_t i, uint32_t n_parts, c
     PE_TRY(part_u32(&number, &file->parts[i], "split.no", 0, err));
     PE_TRY(part_u32(&count, &file->parts[i], "split.count", 0, err));
     if (number != i || count != n_parts) {
-        return pe_fail(err, PE_ERR_FORMAT, "%s: expected part %u of %u, found part %u of %u", path,
-                       i + 1, n_parts, number + 1, count);
+        return pe_fail(err, PE_ERR_FORMAT, "%s: expected part %u of %u, found part %u of %u",
+                       pe_path_tail(path), i + 1, n_parts, number + 1, count);
     }
     return PE_OK;
 }
@@ -159,7 +161,7 @@ static pe_status open_rest(pe_file *file, uint32_t n_parts, pe_error *err) {
         return pe_fail(err, PE_ERR_ARG,
                        "%s: expected the first part of a split model, named ...%s, found another"
                        " name or part",
-                       file->path, suffix);
+                       pe_path_tail(file->path), suffix);
     }
     PE_TRY(check_part(file, 0, n_parts, file->path, err));
     part *grown = pe_mem_zalloc(n_parts, sizeof *grown);
@@ -167,7 +169,8 @@ static pe_status open_rest(pe_file *file, uint32_t n_parts, pe_error *err) {
     pe_status status = PE_OK;
     if (grown == NULL || path == NULL) {
         pe_mem_free(grown);
-        status = pe_fail(err, PE_ERR_NOMEM, "%s: no memory for %u parts", file->path, n_parts);
+        status = pe_fail(err, PE_ERR_NOMEM, "%s: no memory for %u parts", pe_path_tail(file->path),
+                         n_parts);
     } else {
         grown[0] = file->parts[0];
         pe_mem_free(file->parts);
@@ -190,7 +193,7 @@ static pe_status open_all(pe_file *file, const char *path, pe_error *err) {
     file->path = pe_mem_alloc(n + 1, 1);
     file->parts = pe_mem_zalloc(1, sizeof *file->parts);
     if (file->path == NULL || file->parts == NULL) {
-        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory to open it", path);
+        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory to open it", pe_path_tail(path));
     }
     memcpy(file->path, path, n + 1);
     PE_TRY(open_part(file, path, err));
@@ -198,8 +201,8 @@ static pe_status open_all(pe_file *file, const char *path, pe_error *err) {
     uint32_t n_promised;
     PE_TRY(part_u32(&n_parts, &file->parts[0], "split.count", 0, err));
     if (n_parts > MAX_PARTS) {
-        return pe_fail(err, PE_ERR_FORMAT, "%s: split.count: expected at most %u, found %u", path,
-                       MAX_PARTS, n_parts);
+        return pe_fail(err, PE_ERR_FORMAT, "%s: split.count: expected at most %u, found %u",
+                       pe_path_tail(path), MAX_PARTS, n_parts);
     }
     if (n_parts > 1) {
         PE_TRY(open_rest(file, n_parts, err));
@@ -211,7 +214,7 @@ static pe_status open_all(pe_file *file, const char *path, pe_error *err) {
     if (n_promised != file->n_tensors) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: split.tensors.count: expected %u tensors in all parts, found %" PRIu64,
-                       path, n_promised, file->n_tensors);
+                       pe_path_tail(path), n_promised, file->n_tensors);
     }
     return PE_OK;
 }
@@ -222,7 +225,7 @@ pe_status pe_file_open(pe_file **out_file, const char *path, pe_error *err) {
     *out_file = NULL;
     pe_file *file = pe_mem_zalloc(1, sizeof *file);
     if (file == NULL) {
-        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory to open it", path);
+        return pe_fail(err, PE_ERR_NOMEM, "%s: no memory to open it", pe_path_tail(path));
     }
     atomic_init(&file->n_references, 1);
     const pe_status status = open_all(file, path, err);
@@ -256,7 +259,7 @@ void pe_file_close(pe_file *file) {
 }
 
 const char *pe_file_path(const pe_file *file) {
-    return file->path;
+    return pe_path_tail(file->path);
 }
 
 void pe_file_describe(pe_file_info *out_info, const pe_file *file) {

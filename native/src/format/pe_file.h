@@ -9,7 +9,7 @@
 /* Adds a reference; undone by pe_file_close. */
 pe_file *pe_file_acquire(pe_file *file);
 
-/* The path that was opened. */
+/* The path that was opened, for messages: only its end when it is long. */
 const char *pe_file_path(const pe_file *file);
 
 /* The entry or tensor of that name, or NULL. */

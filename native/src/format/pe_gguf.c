@@ -365,6 +365,15 @@ void pe_gguf_free(pe_gguf *gguf) {
 
 /* ---- values ----------------------------------------------------------- */
 
+static const char *type_name(uint32_t type) {
+    static const char *const names[] = {"an 8-bit number", "an 8-bit number", "a 16-bit number",
+                                        "a 16-bit number", "a 32-bit number", "a 32-bit number",
+                                        "a 32-bit float",  "a boolean",       "a string",
+                                        "an array",        "a 64-bit number", "a 64-bit number",
+                                        "a 64-bit float"};
+    return type < PE_LEN(names) ? names[type] : "an unknown type";
+}
+
 /* Any integer type as i64; false for other types and for u64 above 2^63. */
 static bool as_i64(int64_t *out, const pe_meta *meta) {
     union {
@@ -397,8 +406,8 @@ static bool as_i64(int64_t *out, const pe_meta *meta) {
 pe_status pe_meta_get_u32(uint32_t *out, const pe_meta *meta, pe_error *err) {
     int64_t value;
     if (!as_i64(&value, meta)) {
-        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected an integer, found metadata type %u",
-                       PE_QUOTE(meta->key, meta->key_bytes), meta->type);
+        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected an integer, found %s",
+                       PE_QUOTE(meta->key, meta->key_bytes), type_name(meta->type));
     }
     if (value < 0 || value > UINT32_MAX) {
         return pe_fail(err, PE_ERR_FORMAT,
@@ -420,8 +429,8 @@ pe_status pe_meta_get_f32(float *out, const pe_meta *meta, pe_error *err) {
     } else if (as_i64(&integer, meta)) {
         *out = (float)integer;
     } else {
-        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected a number, found metadata type %u",
-                       PE_QUOTE(meta->key, meta->key_bytes), meta->type);
+        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected a number, found %s",
+                       PE_QUOTE(meta->key, meta->key_bytes), type_name(meta->type));
     }
     if (!pe_f32_is_finite(*out)) {
         return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected a finite number, found %g",

@@ -96,7 +96,8 @@ static pe_status read_rope_scaling(pe_hparams *hp, const pe_arch *arch, const pe
 static pe_status in_range(const char *what, double value, double min, double max,
                           const pe_file *file, pe_error *err) {
     if (!(value >= min && value <= max)) {
-        return pe_fail(err, PE_ERR_FORMAT, "%s: %s: expected %g to %g, found %g",
+        // %.10g shows every 32-bit integer in full.
+        return pe_fail(err, PE_ERR_FORMAT, "%s: %s: expected %.10g to %.10g, found %.10g",
                        pe_file_path(file), what, min, max, value);
     }
     return PE_OK;
@@ -152,6 +153,12 @@ static pe_status read_vocab(pe_hparams *hp, const pe_file *file, pe_error *err) 
     }
     hp->n_vocab = (uint32_t)embd->dims[1];
     const pe_meta *tokens = pe_file_find_meta(file, "tokenizer.ggml.tokens");
+    if (tokens != NULL && (tokens->type != PE_META_ARRAY || tokens->item_type != PE_META_STRING)) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: tokenizer.ggml.tokens: expected an array of strings, found another"
+                       " type",
+                       pe_file_path(file));
+    }
     if (tokens != NULL && tokens->n_items != hp->n_vocab) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: vocabulary: expected as many tokens as the embedding has rows (%u),"
@@ -339,14 +346,22 @@ static pe_status bind_weights(pe_model *model, const pe_file *file, pe_error *er
     return PE_OK;
 }
 
-static pe_status check_factors(const pe_model *model, const pe_file *file, pe_error *err) {
+/* The fastest rotation has frequency 1 before scaling; no angle may leave what
+ * pe_sincos is exact for. */
+static pe_status check_angles(const pe_model *model, const pe_file *file, pe_error *err) {
     const pe_weight *factors = &model->shared[PE_W_ROPE_FREQS];
-    for (uint64_t i = 0; factors->data != NULL && i < factors->n_cols; i++) {
-        const float factor = ((const float *)factors->data)[i];
-        if (!(factor > 0.0f) || !pe_f32_is_finite(factor)) {
+    const pe_hparams *hp = &model->hparams;
+    const uint64_t n = factors->data != NULL ? factors->n_cols : 1;
+    for (uint64_t i = 0; i < n; i++) {
+        const float factor = factors->data != NULL ? ((const float *)factors->data)[i] : 1.0f;
+        const double largest = (double)hp->n_ctx_train / ((double)hp->rope_factor * (double)factor);
+        if (!(factor > 0.0f) || !pe_f32_is_finite(factor) || largest > MAX_CTX) {
+            const bool tensor = factors->data != NULL;
             return pe_fail(err, PE_ERR_FORMAT,
-                           "%s: rope_freqs.weight: expected factors above 0, found %g at %" PRIu64,
-                           pe_file_path(file), (double)factor, i);
+                           "%s: %s: expected factors above 0 that keep angles below 2^28, found %g"
+                           " at %" PRIu64,
+                           pe_file_path(file), tensor ? "rope_freqs.weight" : "rope.scaling.factor",
+                           (double)(tensor ? factor : hp->rope_factor), i);
         }
     }
     return PE_OK;
@@ -369,7 +384,7 @@ static pe_status bind(pe_model *model, const pe_file *file, pe_error *err) {
                        hp->n_layers);
     }
     PE_TRY(bind_weights(model, file, err));
-    return check_factors(model, file, err);
+    return check_angles(model, file, err);
 }
 
 pe_status pe_bind(pe_model *out_model, const pe_file *file, pe_error *err) {

@@ -24,6 +24,7 @@ struct pe_sampler {
     uint32_t *history;  // ring of the last penalty_window accepted tokens
     uint64_t n_accepted;
     candidate *candidates;  // room for n_room
+    uint32_t *counts;       // beside candidates: of each token in history; zero between picks
     uint32_t n_room;
 };
 
@@ -56,24 +57,35 @@ static pe_status check_params(const pe_sampler_params *p, pe_error *err) {
                  (double)p->presence_penalty, err));
     PE_TRY(check(pe_f32_is_finite(p->frequency_penalty), "frequency_penalty", "a number",
                  (double)p->frequency_penalty, err));
-    return check(p->penalty_window <= MAX_PENALTY_WINDOW, "penalty_window", "at most 1048576",
-                 p->penalty_window, err);
+    if (p->penalty_window > MAX_PENALTY_WINDOW) {
+        return pe_fail(err, PE_ERR_ARG, "penalty_window: expected at most %u, found %u",
+                       MAX_PENALTY_WINDOW, p->penalty_window);
+    }
+    return PE_OK;
+}
+
+static int compare_ids(const void *a, const void *b) {
+    const uint32_t x = *(const uint32_t *)a;
+    const uint32_t y = *(const uint32_t *)b;
+    return (x > y) - (x < y);
 }
 
 /* NaN is refused; infinities ban or force a token. A token named twice could be
- * both, and their sum is NaN. */
-static pe_status check_biases(const uint32_t *tokens, const float *values, uint32_t n,
-                              pe_error *err) {
+ * both, and their sum is NaN. sorted has room for n ids. */
+static pe_status check_biases(uint32_t *sorted, const uint32_t *tokens, const float *values,
+                              uint32_t n, pe_error *err) {
     for (uint32_t i = 0; i < n; i++) {
         if (values[i] != values[i]) {
             return pe_fail(err, PE_ERR_ARG, "logit_bias of token %u: expected a number, found NaN",
                            tokens[i]);
         }
-        for (uint32_t j = 0; j < i; j++) {
-            if (tokens[j] == tokens[i]) {
-                return pe_fail(err, PE_ERR_ARG,
-                               "logit_bias: expected each token once, found %u twice", tokens[i]);
-            }
+        sorted[i] = tokens[i];
+    }
+    qsort(sorted, n, sizeof *sorted, compare_ids);
+    for (uint32_t i = 1; i < n; i++) {
+        if (sorted[i] == sorted[i - 1]) {
+            return pe_fail(err, PE_ERR_ARG, "logit_bias: expected each token once, found %u twice",
+                           sorted[i]);
         }
     }
     return PE_OK;
@@ -84,7 +96,6 @@ pe_status pe_sampler_new(pe_sampler **out_sampler, const pe_sampler_params *para
                          pe_error *err) {
     *out_sampler = NULL;
     PE_TRY(check_params(params, err));
-    PE_TRY(check_biases(bias_tokens, bias_values, n_biases, err));
     pe_sampler *s = pe_mem_zalloc(1, sizeof *s);
     if (s != NULL) {
         s->bias_tokens = pe_mem_alloc(n_biases, sizeof *s->bias_tokens);
@@ -94,6 +105,12 @@ pe_status pe_sampler_new(pe_sampler **out_sampler, const pe_sampler_params *para
     if (s == NULL || s->bias_tokens == NULL || s->bias_values == NULL || s->history == NULL) {
         pe_sampler_free(s);
         return pe_fail(err, PE_ERR_NOMEM, "sampler: no memory");
+    }
+    // The array serves the check first, and is then filled in the caller's order.
+    const pe_status status = check_biases(s->bias_tokens, bias_tokens, bias_values, n_biases, err);
+    if (status != PE_OK) {
+        pe_sampler_free(s);
+        return status;
     }
     s->params = *params;
     s->state = params->seed;
@@ -114,6 +131,7 @@ void pe_sampler_free(pe_sampler *sampler) {
     pe_mem_free(sampler->bias_values);
     pe_mem_free(sampler->history);
     pe_mem_free(sampler->candidates);
+    pe_mem_free(sampler->counts);
     pe_mem_free(sampler);
 }
 
@@ -156,27 +174,29 @@ static pe_status check_logits(const float *logits, uint32_t n_vocab, pe_error *e
 
 /* Divides positive logits of seen tokens by repeat_penalty and multiplies negative
  * ones (CTRL, arXiv:1909.05858), then subtracts presence + frequency * count (the
- * OpenAI API's definition). The window is short: counting is quadratic in it. */
-static void penalize(const pe_sampler *s, candidate *c, uint32_t n_vocab) {
+ * OpenAI API's definition). Tokens that a bias forced or banned stay so. */
+static void penalize(pe_sampler *s, candidate *c, uint32_t n_vocab) {
     const pe_sampler_params *p = &s->params;
     if (p->repeat_penalty == 1.0f && p->presence_penalty == 0.0f && p->frequency_penalty == 0.0f) {
         return;
     }
     const uint64_t n = PE_MIN(s->n_accepted, p->penalty_window);
     for (uint64_t i = 0; i < n; i++) {
-        const uint32_t token = s->history[i];
-        uint32_t count = 0;
-        bool first = true;
-        for (uint64_t j = 0; j < n; j++) {
-            count += s->history[j] == token;
-            first &= j >= i || s->history[j] != token;
+        if (s->history[i] < n_vocab) {
+            s->counts[s->history[i]]++;
         }
-        if (!first || token >= n_vocab) {
-            continue;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        const uint32_t token = s->history[i];
+        if (token >= n_vocab || s->counts[token] == 0) {
+            continue;  // outside this vocabulary, or penalized already
         }
         float *logit = &c[token].logit;
-        *logit = *logit > 0.0f ? *logit / p->repeat_penalty : *logit * p->repeat_penalty;
-        *logit -= p->presence_penalty + p->frequency_penalty * (float)count;
+        if (pe_f32_is_finite(*logit)) {
+            *logit = *logit > 0.0f ? *logit / p->repeat_penalty : *logit * p->repeat_penalty;
+            *logit -= p->presence_penalty + p->frequency_penalty * (float)s->counts[token];
+        }
+        s->counts[token] = 0;
     }
 }
 
@@ -270,11 +290,16 @@ static pe_status make_room(pe_sampler *s, uint32_t n_vocab, pe_error *err) {
         return PE_OK;
     }
     candidate *room = pe_mem_alloc(n_vocab, sizeof *room);
-    if (room == NULL) {
+    uint32_t *counts = pe_mem_zalloc(n_vocab, sizeof *counts);
+    if (room == NULL || counts == NULL) {
+        pe_mem_free(room);
+        pe_mem_free(counts);
         return pe_fail(err, PE_ERR_NOMEM, "sampler: no memory for %u candidates", n_vocab);
     }
     pe_mem_free(s->candidates);
+    pe_mem_free(s->counts);
     s->candidates = room;
+    s->counts = counts;
     s->n_room = n_vocab;
     return PE_OK;
 }
@@ -303,8 +328,7 @@ pe_status pe_sampler_pick(pe_sampler *sampler, uint32_t *out_token, const float 
     const uint32_t k = greedy ? 1 : p->top_k > 0 ? PE_MIN(p->top_k, n_vocab) : n_vocab;
     sort_first(c, n_vocab, k);
     if (!pe_f32_is_finite(c[0].logit)) {
-        // Forced by a bias of +infinity, or every token banned by -infinity (or by
-        // penalties that overflow).
+        // Forced by a bias of +infinity, or every token banned by -infinity.
         if (!(c[0].logit > 0.0f)) {
             return pe_fail(err, PE_ERR_ARG,
                            "logit_bias: expected to leave a token, found all %u"
