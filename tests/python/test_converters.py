@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import math
@@ -23,6 +24,7 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 import converters
+import pyengine
 from converters import __main__ as cli
 from converters import _encode, _gguf_writer
 from converters._llama import LlamaMapping, pair_rows
@@ -1090,3 +1092,19 @@ def test_real_checkpoint(tmp_path: Path) -> None:
     found = tensors["blk.7.attn_k.weight"].data.view(np.uint16).reshape(256, 512)
     for row, origin in ((0, 0), (1, 32), (2, 1), (63, 63), (64, 64), (65, 96)):
         assert found[row].tolist() == stored[origin].tolist()
+
+
+def test_the_bundled_model_is_what_the_converter_writes(tmp_path: Path) -> None:
+    root = os.environ.get("PYENGINE_FIXTURES")
+    if not root:
+        pytest.skip("PYENGINE_FIXTURES is not set")
+    out = tmp_path / "bundled.gguf"
+    converters.convert(Path(root) / "models" / "stories-29m", out, dtype="q4_0", name="stories-29m")
+    assert out.read_bytes() == pyengine.bundled_model().read_bytes()
+
+
+def test_the_bundled_model_has_its_published_hash() -> None:
+    model = pyengine.bundled_model()
+    published, name = (model.parent / "SHA256SUMS").read_text().split()
+    assert name == model.name
+    assert hashlib.sha256(model.read_bytes()).hexdigest() == published

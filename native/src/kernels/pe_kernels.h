@@ -107,6 +107,7 @@ void pe_kernels_init(pe_kernels *kernels, pe_isa isa);
 void pe_kernels_init_scalar(pe_kernels *kernels);
 void pe_kernels_init_avx2(pe_kernels *kernels);
 void pe_kernels_init_avx512(pe_kernels *kernels);
+void pe_kernels_init_avx512_rows(pe_kernels *kernels);  // called by the former
 void pe_kernels_init_neon(pe_kernels *kernels);
 void pe_kernels_init_dotprod(pe_kernels *kernels);
 

@@ -241,6 +241,7 @@ MATMUL(q8_0, PE_DTYPE_Q8_0)
 
 void pe_kernels_init_avx512(pe_kernels *kernels) {
     kernels->isa = PE_ISA_AVX512;
+    pe_kernels_init_avx512_rows(kernels);
     kernels->matmul[PE_DTYPE_Q4_0] = matmul_q4_0_avx512;
     kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_avx512;
     kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_avx512;
