@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from types import TracebackType
 from typing import Any, Literal, Self, overload
 
@@ -113,6 +112,13 @@ class Engine(Handle):
         isa: Force an instruction set, ``"scalar"``, ``"avx2"`` or ``"avx512"``, on Arm
             ``"neon"`` or ``"dotprod"``; results do not change.
 
+    Attributes:
+        file: The :class:`ModelFile` it runs.
+        tokenizer: The file's :class:`Tokenizer`.
+        n_vocab: Tokens of the vocabulary.
+        n_ctx: Positions a session may hold.
+        load_seconds: What opening took.
+
     Raises:
         ModelFileError: The file cannot be opened.
         ModelFormatError: It is not a GGUF model, or a damaged one.
@@ -152,6 +158,9 @@ class Engine(Handle):
             out = ffi.new("pe_engine **")
             call(lib.pe_engine_open, out, self.file.handle, params)
             self._handle = ffi.gc(out[0], lib.pe_engine_close)
+            info = self.info
+            self.n_vocab: int = info.n_vocab
+            self.n_ctx: int = info.n_ctx
             self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
         except BaseException:
             self.close()
@@ -227,16 +236,6 @@ class Engine(Handle):
             fields["isa"] = ffi.string(raw.isa).decode()
         fields["kv_type"] = "f32" if raw.kv_type == lib.PE_KV_F32 else "f16"
         return EngineInfo(**fields)
-
-    @cached_property
-    def n_vocab(self) -> int:
-        """Tokens of the vocabulary."""
-        return self.info.n_vocab
-
-    @cached_property
-    def n_ctx(self) -> int:
-        """Positions a session may hold."""
-        return self.info.n_ctx
 
     # ---- tokens ----
 

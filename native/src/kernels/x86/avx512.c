@@ -16,17 +16,7 @@
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#include <immintrin.h>
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"))),        \
-    apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
-#include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
+#include "avx512.h"
 
 #define ROWS 32       // of a panel: two registers of 16 lanes
 #define SLICE 8       // blocks of a panel: 10 KB of it, half of a small L1 cache
@@ -41,23 +31,6 @@ typedef struct panel {
 } __attribute__((aligned(64))) panel;
 
 /* ---- formats to panels ------------------------------------------------ */
-
-/* 32 weights of rows r and r + 8 as bytes: [row r: 32 | row r + 8: 32]. */
-INLINE __m512i nibble_pair(const uint8_t *low_row, const uint8_t *high_row) {
-    const __m256i packed = _mm256_loadu2_m128i((const void *)high_row, (const void *)low_row);
-    // [a, a, b, b] by 128-bit parts; the second copy of each gives the high nibbles.
-    const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3),
-                                                   _mm512_castsi256_si512(packed));
-    const __m512i shifted = _mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
-    return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
-}
-
-INLINE __m512i bytes_pair(const uint8_t *low_row, const uint8_t *high_row) {
-    const __m512i both =
-        _mm512_inserti64x4(_mm512_castsi256_si512(_mm256_loadu_si256((const void *)low_row)),
-                           _mm256_loadu_si256((const void *)high_row), 1);
-    return _mm512_xor_si512(both, _mm512_set1_epi8((char)0x80));  // q + 128
-}
 
 /* Sixteen rows of eight fours each become eight fours of sixteen rows. v[r] holds
  * rows r and r + 8. Stages: pairs of rows interleaved, pairs of pairs, then
@@ -105,7 +78,8 @@ INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t n_blocks, 
             for (size_t r = 0; r < 8; r++) {
                 const uint8_t *low = rows[first + r] + at + ints_at(dtype);
                 const uint8_t *high = rows[first + r + 8] + at + ints_at(dtype);
-                v[r] = dtype == PE_DTYPE_Q8_0 ? bytes_pair(low, high) : nibble_pair(low, high);
+                v[r] =
+                    dtype == PE_DTYPE_Q8_0 ? two_byte_runs(low, high) : two_nibble_runs(low, high);
             }
             transpose_fours(out->q[b], first, v);
         }

@@ -13,17 +13,7 @@
 
 #if defined(__x86_64__)
 
-#if defined(__clang__)
-#include <immintrin.h>
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"))),        \
-    apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
-#include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
+#include "avx512.h"
 
 #define ROWS 16
 #define SLICE 8  // blocks whose scales are copied together; one super-block of Q6_K
@@ -46,16 +36,6 @@ INLINE int offset_of(pe_dtype dtype) {
 
 INLINE size_t block_bytes(pe_dtype dtype) {
     return dtype == PE_DTYPE_Q4_0 ? sizeof(pe_block_q4_0) : sizeof(pe_block_q8_0);
-}
-
-/* 16 bytes of nibbles from each of two places: [low | high] of the first, then of
- * the second. */
-INLINE __m512i nibbles(const uint8_t *first, const uint8_t *second) {
-    const __m256i packed = _mm256_loadu2_m128i((const void *)second, (const void *)first);
-    const __m512i twice = _mm512_permutexvar_epi64(_mm512_setr_epi64(0, 1, 0, 1, 2, 3, 2, 3),
-                                                   _mm512_castsi256_si512(packed));
-    const __m512i shifted = _mm512_srlv_epi64(twice, _mm512_setr_epi64(0, 0, 4, 4, 0, 0, 4, 4));
-    return _mm512_and_si512(shifted, _mm512_set1_epi8(15));
 }
 
 /* Weights 64 pair .. 64 pair + 63 of a super-block: parts n = 2 pair % 4 and the next
@@ -86,13 +66,10 @@ INLINE __m512i two_blocks(const uint8_t *row, size_t b, bool has_second, pe_dtyp
     const uint8_t *second = first + (has_second ? block_bytes(dtype) : 0);
     if (dtype == PE_DTYPE_Q8_0) {
         const size_t at = offsetof(pe_block_q8_0, q);
-        const __m256i low = _mm256_loadu_si256((const void *)(first + at));
-        const __m256i high = _mm256_loadu_si256((const void *)(second + at));
-        return _mm512_xor_si512(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1),
-                                _mm512_set1_epi8((char)0x80));
+        return two_byte_runs(first + at, second + at);
     }
     const size_t at = offsetof(pe_block_q4_0, q);
-    return nibbles(first + at, second + at);
+    return two_nibble_runs(first + at, second + at);
 }
 
 /* Sub-block scales of weights 64 pair on, spread over the partial sums they belong to. */
