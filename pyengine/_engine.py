@@ -10,8 +10,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import Any, Literal, overload
 
 import numpy as np
 
@@ -20,7 +19,7 @@ from pyengine._bundled import bundled_model
 from pyengine._errors import ArgumentError, ClosedError
 from pyengine._file import ModelFile
 from pyengine._generate import Generation, Progress, Stream
-from pyengine._native import Handle, call, ffi, lib
+from pyengine._native import ClosableHandle, call, ffi, lib
 from pyengine._sampler import MAX_SEED, Sampler, Sampling, logprobs
 from pyengine._session import CancelFlag, Logits, Session, token_array
 from pyengine._tokenizer import Tokenizer
@@ -93,7 +92,7 @@ class Perplexity:
     n_windows: int
 
 
-class Engine(Handle):
+class Engine(ClosableHandle):
     """A model bound to its file, with its threads and its KV pages.
 
     Weights stay in the file's mapping: opening takes milliseconds beyond building the
@@ -166,17 +165,6 @@ class Engine(Handle):
             self.close()
             raise
         self.load_seconds = time.perf_counter() - started
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "" if self._handle is not None else ", closed"

@@ -6,13 +6,12 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
 from pyengine._errors import ArgumentError, ClosedError, PyengineError
-from pyengine._native import Handle, call, ffi, lib
+from pyengine._native import ClosableHandle, call, ffi, lib
 
 _NUMBERS: dict[int, str] = {
     lib.PE_META_U8: "<u1",
@@ -50,7 +49,7 @@ class TensorInfo:
     part: int
 
 
-class ModelFile(Handle):
+class ModelFile(ClosableHandle):
     """A GGUF file, all parts of it, mapped read-only.
 
     Opening checks every count, offset and size but reads no tensor data, so it takes
@@ -74,17 +73,6 @@ class ModelFile(Handle):
         out = ffi.new("pe_file **")
         call(lib.pe_file_open, out, os.fsencode(self.path))
         self._handle = ffi.gc(out[0], lib.pe_file_close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"ModelFile({self.path!r})"

@@ -6,12 +6,13 @@ Everything else in the package goes through :func:`call`; only the handle module
 
 from __future__ import annotations
 
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from pyengine import _errors
 from pyengine._ffi import ffi, lib
 
-__all__ = ["EXCEPTIONS", "Handle", "call", "ffi", "lib"]
+__all__ = ["EXCEPTIONS", "ClosableHandle", "Handle", "call", "ffi", "lib"]
 
 EXCEPTIONS: dict[int, type[_errors.PyengineError]] = {
     lib.PE_ERR_ARG: _errors.ArgumentError,
@@ -37,6 +38,25 @@ class Handle:
     def __reduce_ex__(self, protocol: Any) -> Any:
         """Refuses copies and pickles."""
         raise TypeError(f"{type(self).__name__}: expected to stay one object, found a copy of it")
+
+
+class ClosableHandle(Handle):
+    """A handle that a ``with`` block closes."""
+
+    def close(self) -> None:
+        """Gives back what the object holds; closing twice is allowed."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
 
 
 def call(function: Any, *args: Any) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from pyengine._arguments import choice, instance, integer
 from pyengine._errors import ArgumentError, ClosedError
-from pyengine._native import Handle, call, ffi, lib
+from pyengine._native import ClosableHandle, Handle, call, ffi, lib
 
 if TYPE_CHECKING:
     from pyengine._engine import Engine
@@ -44,7 +43,7 @@ class CancelFlag(Handle):
         return self._flag
 
 
-class Session(Handle):
+class Session(ClosableHandle):
     """One timeline of tokens in an engine, made by :meth:`Engine.session`.
 
     Memory is taken in pages as tokens arrive. Feeding tokens at once, one by one or
@@ -55,17 +54,6 @@ class Session(Handle):
     def __init__(self, engine: Engine, handle: Any) -> None:
         self._engine = engine
         self._handle = ffi.gc(handle, lib.pe_session_free)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Gives the session's pages back; closing twice is allowed."""
