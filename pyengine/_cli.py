@@ -73,7 +73,7 @@ def _group() -> None:
 @click.option("--kv-type", type=click.Choice(["auto", "f16", "f32"]), default="auto")
 @click.option(
     "--isa",
-    type=click.Choice(["scalar", "avx2", "avx512", "neon", "dotprod"]),
+    type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
     help="Force an instruction set.",
 )
 @click.option("--echo/--no-echo", default=None, help="Show the prompt.  [default: on a terminal]")

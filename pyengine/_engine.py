@@ -27,9 +27,11 @@ from pyengine._tokenizer import Tokenizer
 _ISAS = {
     "scalar": lib.PE_ISA_SCALAR,
     "avx2": lib.PE_ISA_AVX2,
+    "avx_vnni": lib.PE_ISA_AVX_VNNI,
     "avx512": lib.PE_ISA_AVX512,
     "neon": lib.PE_ISA_NEON,
     "dotprod": lib.PE_ISA_DOTPROD,
+    "i8mm": lib.PE_ISA_I8MM,
 }
 _KV_TYPES = {"auto": lib.PE_KV_AUTO, "f32": lib.PE_KV_F32, "f16": lib.PE_KV_F16}
 
@@ -108,8 +110,9 @@ class Engine(ClosableHandle):
         n_batch: Tokens per pass, 256 by default; more needs more working memory.
         kv_type: ``"f16"`` or ``"f32"``; ``"auto"`` is f32 for F32 models, else f16.
         max_kv_bytes: Bound on the KV pages of all sessions together.
-        isa: Force an instruction set, ``"scalar"``, ``"avx2"`` or ``"avx512"``, on Arm
-            ``"neon"`` or ``"dotprod"``; results do not change.
+        isa: Force an instruction set, ``"scalar"``, ``"avx2"``, ``"avx_vnni"`` or
+            ``"avx512"``, on Arm ``"neon"``, ``"dotprod"`` or ``"i8mm"``; results do not
+            change.
 
     Attributes:
         file: The :class:`ModelFile` it runs.
@@ -136,7 +139,8 @@ class Engine(ClosableHandle):
         n_batch: int | None = None,
         kv_type: Literal["auto", "f16", "f32"] = "auto",
         max_kv_bytes: int | None = None,
-        isa: Literal["scalar", "avx2", "avx512", "neon", "dotprod"] | None = None,
+        isa: Literal["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]
+        | None = None,
     ) -> None:
         started = time.perf_counter()
         self._lock = threading.RLock()

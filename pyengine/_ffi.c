@@ -775,10 +775,52 @@ static int _cffi_const_PE_DTYPE_Q4_1(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_DTYPE_Q5_0(unsigned long long *o)
+{
+  int n = (PE_DTYPE_Q5_0) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_Q5_0) | 0);  /* check that PE_DTYPE_Q5_0 is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_DTYPE_Q5_1(unsigned long long *o)
+{
+  int n = (PE_DTYPE_Q5_1) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_Q5_1) | 0);  /* check that PE_DTYPE_Q5_1 is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_DTYPE_Q8_0(unsigned long long *o)
 {
   int n = (PE_DTYPE_Q8_0) <= 0;
   *o = (unsigned long long)((PE_DTYPE_Q8_0) | 0);  /* check that PE_DTYPE_Q8_0 is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_DTYPE_Q2_K(unsigned long long *o)
+{
+  int n = (PE_DTYPE_Q2_K) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_Q2_K) | 0);  /* check that PE_DTYPE_Q2_K is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_DTYPE_Q3_K(unsigned long long *o)
+{
+  int n = (PE_DTYPE_Q3_K) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_Q3_K) | 0);  /* check that PE_DTYPE_Q3_K is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_DTYPE_Q4_K(unsigned long long *o)
+{
+  int n = (PE_DTYPE_Q4_K) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_Q4_K) | 0);  /* check that PE_DTYPE_Q4_K is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_DTYPE_Q5_K(unsigned long long *o)
+{
+  int n = (PE_DTYPE_Q5_K) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_Q5_K) | 0);  /* check that PE_DTYPE_Q5_K is an integer */
   return n;
 }
 
@@ -789,10 +831,31 @@ static int _cffi_const_PE_DTYPE_Q6_K(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_DTYPE_IQ4_NL(unsigned long long *o)
+{
+  int n = (PE_DTYPE_IQ4_NL) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_IQ4_NL) | 0);  /* check that PE_DTYPE_IQ4_NL is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_DTYPE_IQ4_XS(unsigned long long *o)
+{
+  int n = (PE_DTYPE_IQ4_XS) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_IQ4_XS) | 0);  /* check that PE_DTYPE_IQ4_XS is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_DTYPE_BF16(unsigned long long *o)
 {
   int n = (PE_DTYPE_BF16) <= 0;
   *o = (unsigned long long)((PE_DTYPE_BF16) | 0);  /* check that PE_DTYPE_BF16 is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_DTYPE_MXFP4(unsigned long long *o)
+{
+  int n = (PE_DTYPE_MXFP4) <= 0;
+  *o = (unsigned long long)((PE_DTYPE_MXFP4) | 0);  /* check that PE_DTYPE_MXFP4 is an integer */
   return n;
 }
 
@@ -817,6 +880,13 @@ static int _cffi_const_PE_ISA_AVX2(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_ISA_AVX_VNNI(unsigned long long *o)
+{
+  int n = (PE_ISA_AVX_VNNI) <= 0;
+  *o = (unsigned long long)((PE_ISA_AVX_VNNI) | 0);  /* check that PE_ISA_AVX_VNNI is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_ISA_AVX512(unsigned long long *o)
 {
   int n = (PE_ISA_AVX512) <= 0;
@@ -835,6 +905,13 @@ static int _cffi_const_PE_ISA_DOTPROD(unsigned long long *o)
 {
   int n = (PE_ISA_DOTPROD) <= 0;
   *o = (unsigned long long)((PE_ISA_DOTPROD) | 0);  /* check that PE_ISA_DOTPROD is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_ISA_I8MM(unsigned long long *o)
+{
+  int n = (PE_ISA_I8MM) <= 0;
+  *o = (unsigned long long)((PE_ISA_I8MM) | 0);  /* check that PE_ISA_I8MM is an integer */
   return n;
 }
 
@@ -2775,8 +2852,17 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_DTYPE_BF16", (void *)_cffi_const_PE_DTYPE_BF16, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_DTYPE_F16", (void *)_cffi_const_PE_DTYPE_F16, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_DTYPE_F32", (void *)_cffi_const_PE_DTYPE_F32, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_IQ4_NL", (void *)_cffi_const_PE_DTYPE_IQ4_NL, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_IQ4_XS", (void *)_cffi_const_PE_DTYPE_IQ4_XS, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_MXFP4", (void *)_cffi_const_PE_DTYPE_MXFP4, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_Q2_K", (void *)_cffi_const_PE_DTYPE_Q2_K, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_Q3_K", (void *)_cffi_const_PE_DTYPE_Q3_K, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_DTYPE_Q4_0", (void *)_cffi_const_PE_DTYPE_Q4_0, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_DTYPE_Q4_1", (void *)_cffi_const_PE_DTYPE_Q4_1, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_Q4_K", (void *)_cffi_const_PE_DTYPE_Q4_K, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_Q5_0", (void *)_cffi_const_PE_DTYPE_Q5_0, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_Q5_1", (void *)_cffi_const_PE_DTYPE_Q5_1, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_DTYPE_Q5_K", (void *)_cffi_const_PE_DTYPE_Q5_K, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_DTYPE_Q6_K", (void *)_cffi_const_PE_DTYPE_Q6_K, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_DTYPE_Q8_0", (void *)_cffi_const_PE_DTYPE_Q8_0, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ERR_ARG", (void *)_cffi_const_PE_ERR_ARG, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -2789,8 +2875,10 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_ERR_UNSUPPORTED", (void *)_cffi_const_PE_ERR_UNSUPPORTED, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_AVX2", (void *)_cffi_const_PE_ISA_AVX2, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_AVX512", (void *)_cffi_const_PE_ISA_AVX512, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_ISA_AVX_VNNI", (void *)_cffi_const_PE_ISA_AVX_VNNI, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_BEST", (void *)_cffi_const_PE_ISA_BEST, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_DOTPROD", (void *)_cffi_const_PE_ISA_DOTPROD, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_ISA_I8MM", (void *)_cffi_const_PE_ISA_I8MM, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_NEON", (void *)_cffi_const_PE_ISA_NEON, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_ISA_SCALAR", (void *)_cffi_const_PE_ISA_SCALAR, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_KV_AUTO", (void *)_cffi_const_PE_KV_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -3081,9 +3169,11 @@ static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
 
 static const struct _cffi_enum_s _cffi_enums[] = {
   { "pe_dtype", 141, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
-    "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q8_0,PE_DTYPE_Q6_K,PE_DTYPE_BF16" },
+    "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q5_0,PE_DTYPE_Q5_1,PE_DTYPE_Q8_0,PE_DTYPE_Q2_K,"
+    "PE_DTYPE_Q3_K,PE_DTYPE_Q4_K,PE_DTYPE_Q5_K,PE_DTYPE_Q6_K,PE_DTYPE_IQ4_NL,PE_DTYPE_IQ4_XS,PE_DTYPE_BF16,"
+    "PE_DTYPE_MXFP4" },
   { "pe_isa", 150, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
-    "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD" },
+    "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX_VNNI,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD,PE_ISA_I8MM" },
   { "pe_kv_type", 151, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
     "PE_KV_AUTO,PE_KV_F32,PE_KV_F16" },
   { "pe_meta_type", 153, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
@@ -3122,7 +3212,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  67,  /* num_globals */
+  78,  /* num_globals */
   13,  /* num_struct_unions */
   5,  /* num_enums */
   18,  /* num_typenames */

@@ -56,9 +56,18 @@ typedef enum pe_dtype {
     PE_DTYPE_F16 = 1,
     PE_DTYPE_Q4_0 = 2,
     PE_DTYPE_Q4_1 = 3,
+    PE_DTYPE_Q5_0 = 6,
+    PE_DTYPE_Q5_1 = 7,
     PE_DTYPE_Q8_0 = 8,
+    PE_DTYPE_Q2_K = 10,
+    PE_DTYPE_Q3_K = 11,
+    PE_DTYPE_Q4_K = 12,
+    PE_DTYPE_Q5_K = 13,
     PE_DTYPE_Q6_K = 14,
-    PE_DTYPE_BF16 = 30
+    PE_DTYPE_IQ4_NL = 20,
+    PE_DTYPE_IQ4_XS = 23,
+    PE_DTYPE_BF16 = 30,
+    PE_DTYPE_MXFP4 = 39
 } pe_dtype;
 
 typedef struct pe_dtype_info {
@@ -172,10 +181,12 @@ typedef struct pe_engine pe_engine;
 typedef enum pe_isa {
     PE_ISA_BEST = 0,  // the best this processor has
     PE_ISA_SCALAR = 1,
-    PE_ISA_AVX2 = 2,     // with FMA and F16C
-    PE_ISA_AVX512 = 3,   // F, BW, VL, DQ and VNNI
-    PE_ISA_NEON = 16,    // as every 64-bit Arm has it
-    PE_ISA_DOTPROD = 17  // with SDOT
+    PE_ISA_AVX2 = 2,      // with FMA and F16C
+    PE_ISA_AVX_VNNI = 3,  // AVX2 with VPDPBUSD, as processors without AVX-512 have it
+    PE_ISA_AVX512 = 4,    // F, BW, VL, DQ and VNNI
+    PE_ISA_NEON = 16,     // as every 64-bit Arm has it
+    PE_ISA_DOTPROD = 17,  // with SDOT
+    PE_ISA_I8MM = 18      // with SMMLA too
 } pe_isa;
 
 /* How keys and values are stored. */

@@ -150,7 +150,7 @@ static void fill_acts(const operands *o, uint8_t *column, bool hit) {
             blocks[b].q[i] = (int8_t)(int)(o->kind == RANDOM || o->kind > ALTERNATING
                                                ? (int)rng_below(255) - 127
                                                : (int)pick(o->kind, i / 2, 127.0f));
-            blocks[b].sum += blocks[b].q[i];
+            blocks[b].sum[i / 16] = (int16_t)(blocks[b].sum[i / 16] + blocks[b].q[i]);
         }
     }
     if (hit) {  // as quantize_acts writes it
@@ -428,15 +428,16 @@ static void matmul_q6_k(void) {
 static void check_act_block(const pe_act_block *block, const float *x) {
     double max = 0.0;
     bool finite = true;
-    int32_t sum = 0;
+    int32_t sum[2] = {0, 0};
     for (size_t i = 0; i < PE_BLOCK; i++) {
         finite &= is_finite(x[i]);
         max = fmax(max, fabs((double)x[i]));
-        sum += block->q[i];
+        sum[i / 16] += block->q[i];
     }
-    CHECK(block->sum == sum, "found %d, the integers add up to %d", block->sum, sum);
+    CHECK(block->sum[0] == sum[0] && block->sum[1] == sum[1], "found %d and %d, expected %d and %d",
+          block->sum[0], block->sum[1], sum[0], sum[1]);
     if (!finite) {
-        CHECK(is_nan(block->d) && sum == 0 && block->q[0] == 0, "d %g", (double)block->d);
+        CHECK(is_nan(block->d) && sum[0] == 0 && sum[1] == 0 && block->q[0] == 0, "d %g", (double)block->d);
         return;
     }
     CHECK(block->d == (float)max / 127.0f, "found %g, max %g", (double)block->d, max);

@@ -11,7 +11,8 @@ pe_isa pe_cpu_best_isa(void);
  * number that names none never. */
 bool pe_cpu_has_isa(pe_isa isa);
 
-/* "scalar", "avx2", "avx512", "neon", "dotprod", else "unknown"; static storage. */
+/* "scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm", else "unknown"; static
+ * storage. */
 const char *pe_cpu_isa_name(pe_isa isa);
 
 /* Cores this process may use: its affinity mask and its cgroup's CPU quota,

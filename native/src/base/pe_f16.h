@@ -56,4 +56,9 @@ static inline pe_bf16 pe_bf16_from_f32(float x) {
     return (pe_bf16)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
+/* Half of the OCP E8M0 scale 2^(e - 127): 2^(e - 128), subnormal for e below 2. */
+static inline float pe_e8m0_half_to_f32(uint8_t e) {
+    return pe_f32_from_bits(e < 2 ? 0x00200000u << e : (uint32_t)(e - 1) << 23);
+}
+
 #endif

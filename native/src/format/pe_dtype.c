@@ -1,44 +1,54 @@
 #include "pe_dtype.h"
 
-#define COMPUTE(name, weights, bytes, acts) {{name, weights, bytes, true, true}, acts}
-#define READ_ONLY(name, weights, bytes, acts) {{name, weights, bytes, true, false}, acts}
-#define KNOWN(name, weights, bytes) {{name, weights, bytes, false, false}, PE_ACTS_F32}
+#include "pe_dtype.h"
+
+#include "pe_unit.h"
+
+#define FLOAT(name, bytes) {{name, 1, bytes, true, true}, PE_ACTS_F32, NULL, 0, false}
+#define QUANT(name, block, can_quantize, unpack, n_scales, has_min)                                \
+    {{name, sizeof(block) > 40 ? PE_SUPER_BLOCK : PE_BLOCK, sizeof(block), true, can_quantize},    \
+     PE_ACTS_Q8,                                                                                   \
+     unpack,                                                                                       \
+     n_scales,                                                                                     \
+     has_min}
+#define KNOWN(name, weights, bytes)                                                                \
+    {{name, weights, bytes, false, false}, PE_ACTS_F32, NULL, 0, false}
 
 /* Sizes from the GGUF specification (ggml docs/gguf.md and gguf-py's constants).
  * KNOWN types can be listed and skipped over; using one is refused by name. */
 static const pe_dtype_traits TABLE[PE_DTYPE_END] = {
-    [PE_DTYPE_F32] = COMPUTE("F32", 1, 4, PE_ACTS_F32),
-    [PE_DTYPE_F16] = COMPUTE("F16", 1, 2, PE_ACTS_F32),
-    [PE_DTYPE_Q4_0] = COMPUTE("Q4_0", PE_BLOCK, sizeof(pe_block_q4_0), PE_ACTS_Q8),
-    [PE_DTYPE_Q4_1] = COMPUTE("Q4_1", PE_BLOCK, sizeof(pe_block_q4_1), PE_ACTS_Q8),
-    [6] = KNOWN("Q5_0", 32, 22),
-    [7] = KNOWN("Q5_1", 32, 24),
-    [PE_DTYPE_Q8_0] = COMPUTE("Q8_0", PE_BLOCK, sizeof(pe_block_q8_0), PE_ACTS_Q8),
+    [PE_DTYPE_F32] = FLOAT("F32", 4),
+    [PE_DTYPE_F16] = FLOAT("F16", 2),
+    [PE_DTYPE_Q4_0] = QUANT("Q4_0", pe_block_q4_0, true, pe_unit_q4_0, 1, false),
+    [PE_DTYPE_Q4_1] = QUANT("Q4_1", pe_block_q4_1, true, pe_unit_q4_1, 1, true),
+    [PE_DTYPE_Q5_0] = QUANT("Q5_0", pe_block_q5_0, false, pe_unit_q5_0, 1, false),
+    [PE_DTYPE_Q5_1] = QUANT("Q5_1", pe_block_q5_1, false, pe_unit_q5_1, 1, true),
+    [PE_DTYPE_Q8_0] = QUANT("Q8_0", pe_block_q8_0, true, pe_unit_q8_0, 1, false),
     [9] = KNOWN("Q8_1", 32, 36),
-    [10] = KNOWN("Q2_K", 256, 84),
-    [11] = KNOWN("Q3_K", 256, 110),
-    [12] = KNOWN("Q4_K", 256, 144),
-    [13] = KNOWN("Q5_K", 256, 176),
-    [PE_DTYPE_Q6_K] = READ_ONLY("Q6_K", PE_SUPER_BLOCK, sizeof(pe_block_q6_k), PE_ACTS_Q8),
+    [PE_DTYPE_Q2_K] = QUANT("Q2_K", pe_block_q2_k, false, pe_unit_q2_k, 2, true),
+    [PE_DTYPE_Q3_K] = QUANT("Q3_K", pe_block_q3_k, false, pe_unit_q3_k, 2, false),
+    [PE_DTYPE_Q4_K] = QUANT("Q4_K", pe_block_q4_k, false, pe_unit_q4_k, 1, true),
+    [PE_DTYPE_Q5_K] = QUANT("Q5_K", pe_block_q5_k, false, pe_unit_q5_k, 1, true),
+    [PE_DTYPE_Q6_K] = QUANT("Q6_K", pe_block_q6_k, false, pe_unit_q6_k, 2, false),
     [15] = KNOWN("Q8_K", 256, 292),
     [16] = KNOWN("IQ2_XXS", 256, 66),
     [17] = KNOWN("IQ2_XS", 256, 74),
     [18] = KNOWN("IQ3_XXS", 256, 98),
     [19] = KNOWN("IQ1_S", 256, 50),
-    [20] = KNOWN("IQ4_NL", 32, 18),
+    [PE_DTYPE_IQ4_NL] = QUANT("IQ4_NL", pe_block_iq4_nl, false, pe_unit_iq4_nl, 1, false),
     [21] = KNOWN("IQ3_S", 256, 110),
     [22] = KNOWN("IQ2_S", 256, 82),
-    [23] = KNOWN("IQ4_XS", 256, 136),
+    [PE_DTYPE_IQ4_XS] = QUANT("IQ4_XS", pe_block_iq4_xs, false, pe_unit_iq4_xs, 1, false),
     [24] = KNOWN("I8", 1, 1),
     [25] = KNOWN("I16", 1, 2),
     [26] = KNOWN("I32", 1, 4),
     [27] = KNOWN("I64", 1, 8),
     [28] = KNOWN("F64", 1, 8),
     [29] = KNOWN("IQ1_M", 256, 56),
-    [PE_DTYPE_BF16] = COMPUTE("BF16", 1, 2, PE_ACTS_F32),
+    [PE_DTYPE_BF16] = FLOAT("BF16", 2),
     [34] = KNOWN("TQ1_0", 256, 54),
     [35] = KNOWN("TQ2_0", 256, 66),
-    [39] = KNOWN("MXFP4", 32, 17),
+    [PE_DTYPE_MXFP4] = QUANT("MXFP4", pe_block_mxfp4, false, pe_unit_mxfp4, 1, false),
     [40] = KNOWN("NVFP4", 64, 36),
     [41] = KNOWN("Q1_0", 128, 18),
 };

@@ -5,51 +5,14 @@
 
 /* ---- decoding --------------------------------------------------------- */
 
-static void unpack_q4_0(float *out, const pe_block_q4_0 *blocks, size_t n_blocks) {
-    for (size_t b = 0; b < n_blocks; b++) {
-        const float d = pe_f16_to_f32(blocks[b].d);
-        for (size_t i = 0; i < PE_BLOCK / 2; i++) {
-            const uint8_t q = blocks[b].q[i];
-            out[b * PE_BLOCK + i] = d * (float)((q & 15) - 8);
-            out[b * PE_BLOCK + i + PE_BLOCK / 2] = d * (float)((q >> 4) - 8);
-        }
-    }
-}
-
-static void unpack_q4_1(float *out, const pe_block_q4_1 *blocks, size_t n_blocks) {
-    for (size_t b = 0; b < n_blocks; b++) {
-        const float d = pe_f16_to_f32(blocks[b].d);
-        const float m = pe_f16_to_f32(blocks[b].m);
-        for (size_t i = 0; i < PE_BLOCK / 2; i++) {
-            const uint8_t q = blocks[b].q[i];
-            out[b * PE_BLOCK + i] = d * (float)(q & 15) + m;
-            out[b * PE_BLOCK + i + PE_BLOCK / 2] = d * (float)(q >> 4) + m;
-        }
-    }
-}
-
-static void unpack_q8_0(float *out, const pe_block_q8_0 *blocks, size_t n_blocks) {
-    for (size_t b = 0; b < n_blocks; b++) {
-        const float d = pe_f16_to_f32(blocks[b].d);
+static void unpack_units(float *out, const pe_dtype_traits *traits, const void *row,
+                         size_t n_units) {
+    pe_unit unit;
+    for (size_t u = 0; u < n_units; u++, out += PE_BLOCK) {
+        traits->unpack_unit(&unit, row, u);
         for (size_t i = 0; i < PE_BLOCK; i++) {
-            out[b * PE_BLOCK + i] = (float)blocks[b].q[i] * d;
-        }
-    }
-}
-
-static void unpack_q6_k(float *out, const pe_block_q6_k *blocks, size_t n_blocks) {
-    for (size_t b = 0; b < n_blocks; b++) {
-        const pe_block_q6_k *block = &blocks[b];
-        const float d = pe_f16_to_f32(block->d);
-        for (size_t j = 0; j < PE_SUPER_BLOCK; j++) {
-            const size_t half = j / 128;
-            const size_t n = j / 32 % 4;
-            const size_t i = j % 32;
-            const uint32_t low = block->low[64 * half + 32 * (n % 2) + i] >> (4 * (n / 2)) & 15u;
-            const uint32_t high = block->high[32 * half + i] >> (2 * n) & 3u;
-            const int32_t q = (int32_t)(low | high << 4) - 32;
-            const float scale = d * (float)block->scale[j / 16];
-            out[b * PE_SUPER_BLOCK + j] = scale * (float)q;
+            const float scaled = unit.d[i / 16] * (float)unit.q[i];
+            out[i] = traits->has_min ? scaled + unit.m[i / 16] : scaled;
         }
     }
 }
@@ -67,10 +30,7 @@ void pe_quant_unpack(float *out, pe_dtype dtype, const void *blocks, size_t n) {
             out[i] = pe_bf16_to_f32(((const pe_bf16 *)blocks)[i]);
         }
         break;
-    case PE_DTYPE_Q4_0: unpack_q4_0(out, blocks, n / PE_BLOCK); break;
-    case PE_DTYPE_Q4_1: unpack_q4_1(out, blocks, n / PE_BLOCK); break;
-    case PE_DTYPE_Q8_0: unpack_q8_0(out, blocks, n / PE_BLOCK); break;
-    case PE_DTYPE_Q6_K: unpack_q6_k(out, blocks, n / PE_SUPER_BLOCK); break;
+    default: unpack_units(out, pe_dtype_find(dtype), blocks, n / PE_BLOCK); break;
     }
 }
 

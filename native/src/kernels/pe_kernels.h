@@ -11,8 +11,8 @@
  *     past the end count as 0; then lanes are added in halves: i and i + 8, i and
  *     i + 4, i and i + 2, i and i + 1. (lane_sum below.)
  *   - A dot of quantized weights and 8-bit activations is exact in int32 within a
- *     block; then one fma per block, in block order. Rows are independent, so
- *     vector code puts rows in lanes.
+ *     unit of 32; then a few float operations and one fma per unit, in unit order.
+ *     Rows are independent, so vector code puts rows in lanes.
  *   - exp is the polynomial of pe_exp_f32, evaluated by fma in Horner order.
  *
  * No kernel allocates, locks, reports errors or looks outside its arguments. None
@@ -31,7 +31,7 @@
  * holds NaN or infinity has d = NaN and q = 0, so that what it touches is NaN too. */
 typedef struct pe_act_block {
     float d;
-    int32_t sum;  // of q
+    int16_t sum[2];  // of q[0..15] and of q[16..31]
     int8_t q[PE_BLOCK];
 } pe_act_block;
 _Static_assert(sizeof(pe_act_block) == 40, "40 bytes per 32 activations");
@@ -44,11 +44,14 @@ _Static_assert(sizeof(pe_act_block) == 40, "40 bytes per 32 activations");
  *          n_k a multiple of the type's block
  * alias    out overlaps neither input
  * numeric  float types: lane_sum of fma(weight, act) with the weight widened
- *          Q4_0, Q8_0:  acc = fma((float)isum, dw * da, acc), isum = sum of q_w q_a,
- *                       q_w being q - 8 in Q4_0
- *          Q4_1:        the same with q_w = q, then acc = fma(m, da * (float)sum, acc)
- *          Q6_K:        acc = fma((float)isum, dw * da, acc) per 32 weights, isum the
- *                       sum over its two sub-blocks of scale * (sum of (q - 32) q_a) */
+ *          quantized types: for each unit of 32 weights (pe_unit: q, d, m) and its
+ *          activation block (q, sum, da), with h the halves of 16 or, for types with
+ *          one scale, h = 0 the whole unit, and isum[h] the exact integer dot:
+ *              s   = scaled_sum(isum[0], d[0])      isum * d, see PE_SUM_MAGIC
+ *              s   = s + scaled_sum(isum[1], d[1])  two scales only
+ *              s   = fma((float)sum[h], m[h], s)    for each h, minimums only
+ *              acc = fma(s, da, acc)                from +0, in unit order
+ *          where sum[0] of a type with one scale is the sum of the whole block */
 typedef void (*pe_matmul_fn)(float *out, size_t out_stride, const void *weights, size_t row_bytes,
                              size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
                              size_t n_k);
@@ -106,12 +109,26 @@ void pe_kernels_init(pe_kernels *kernels, pe_isa isa);
 /* What each level adds; a level of another processor family adds nothing. */
 void pe_kernels_init_scalar(pe_kernels *kernels);
 void pe_kernels_init_avx2(pe_kernels *kernels);
+void pe_kernels_init_avx_vnni(pe_kernels *kernels);
 void pe_kernels_init_avx512(pe_kernels *kernels);
-void pe_kernels_init_avx512_rows(pe_kernels *kernels);  // called by the former
 void pe_kernels_init_neon(pe_kernels *kernels);
 void pe_kernels_init_dotprod(pe_kernels *kernels);
+void pe_kernels_init_i8mm(pe_kernels *kernels);
 
 /* ---- shared definitions ----------------------------------------------- */
+
+/* (float)isum * d, rounded once, without a conversion: added to the bits of the float
+ * 1.5 * 2^23 an integer below 2^22 makes the float 1.5 * 2^23 + isum, and
+ *
+ *     scaled_sum(isum, d) = fma(1.5 * 2^23 + isum, d, -(1.5 * 2^23 * d))
+ *
+ * is isum * d rounded once: 1.5 * 2^23 * d is exact, since scales have at most 19
+ * significant bits, an fp16 number's 11 and a sub-scale's 8. For an infinite or NaN d it
+ * is NaN. Accumulators of integer dots start at the magic bits, which saves vector code
+ * the conversion and fuses the product with its subtraction. Block sums stay below 2^22:
+ * 32 * 128 * 127 at most. */
+#define PE_SUM_MAGIC 0x1.8p+23f
+#define PE_SUM_MAGIC_BITS 0x4b400000
 
 /* Constants of the float exponential (Cephes expf, S. Moshier): e^x = 2^n e^r with
  * n = x / ln 2 rounded by adding 1.5 * 2^23, r = x - n ln 2 in two fma steps, and

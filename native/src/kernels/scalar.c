@@ -56,13 +56,13 @@ static void quantize_acts_scalar(pe_act_block *out, const float *x, size_t n) {
         // Below 2^-119 the quotient 127 / max overflows: such a block is all zero.
         const float inverse = finite && max >= 0x1p-119f ? 127.0f / max : 0.0f;
         out[b].d = finite ? max / 127.0f : NAN;
-        out[b].sum = 0;
+        out[b].sum[0] = out[b].sum[1] = 0;
         for (size_t i = 0; i < PE_BLOCK; i++) {
             const float scaled = finite ? x[i] * inverse : 0.0f;
             // Adding 1.5 * 2^23 rounds to nearest even in the low mantissa bits.
             const uint32_t rounded = pe_f32_bits(scaled + 0x1.8p+23f);
             out[b].q[i] = (int8_t)(rounded & 0xffu);
-            out[b].sum += out[b].q[i];
+            out[b].sum[i / 16] = (int16_t)(out[b].sum[i / 16] + out[b].q[i]);
         }
     }
 }
@@ -95,61 +95,31 @@ static float dot_float(const void *weights, const float *x, size_t n_k, widen_fn
     return add_in_halves(lanes, PE_LANES);
 }
 
-static float dot_q4_0(const pe_block_q4_0 *w, const pe_act_block *x, size_t n_k) {
-    float acc = 0.0f;
-    for (size_t b = 0; b < n_k / PE_BLOCK; b++) {
-        int32_t isum = 0;
-        for (size_t i = 0; i < PE_BLOCK / 2; i++) {
-            isum += ((w[b].q[i] & 15) - 8) * x[b].q[i];
-            isum += ((w[b].q[i] >> 4) - 8) * x[b].q[i + PE_BLOCK / 2];
-        }
-        acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x[b].d, acc);
-    }
-    return acc;
+/* isum * d by way of the magic number, see pe_kernels.h. */
+static float scaled_sum(int32_t isum, float d) {
+    return fmaf(PE_SUM_MAGIC + (float)isum, d, -(PE_SUM_MAGIC * d));
 }
 
-static float dot_q4_1(const pe_block_q4_1 *w, const pe_act_block *x, size_t n_k) {
+static float dot_units(const pe_dtype_traits *traits, const void *weights, const pe_act_block *x,
+                       size_t n_k) {
     float acc = 0.0f;
-    for (size_t b = 0; b < n_k / PE_BLOCK; b++) {
-        int32_t isum = 0;
-        for (size_t i = 0; i < PE_BLOCK / 2; i++) {
-            isum += (w[b].q[i] & 15) * x[b].q[i];
-            isum += (w[b].q[i] >> 4) * x[b].q[i + PE_BLOCK / 2];
-        }
-        acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x[b].d, acc);
-        acc = fmaf(pe_f16_to_f32(w[b].m), x[b].d * (float)x[b].sum, acc);
-    }
-    return acc;
-}
-
-static float dot_q8_0(const pe_block_q8_0 *w, const pe_act_block *x, size_t n_k) {
-    float acc = 0.0f;
-    for (size_t b = 0; b < n_k / PE_BLOCK; b++) {
-        int32_t isum = 0;
+    for (size_t u = 0; u < n_k / PE_BLOCK; u++) {
+        pe_unit w;
+        traits->unpack_unit(&w, weights, u);
+        int32_t isum[2] = {0, 0};
         for (size_t i = 0; i < PE_BLOCK; i++) {
-            isum += w[b].q[i] * x[b].q[i];
+            isum[i / 16] += w.q[i] * x[u].q[i];
         }
-        acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x[b].d, acc);
-    }
-    return acc;
-}
-
-/* The bit map of the format is at its struct. Sums stay below 2^24, so that
- * their conversion to float is exact: 2 * 16 * 32 * 127 * 128 < 2^24. */
-static float dot_q6_k(const pe_block_q6_k *w, const pe_act_block *x, size_t n_k) {
-    float acc = 0.0f;
-    for (size_t b = 0; b < n_k / PE_SUPER_BLOCK; b++) {
-        for (size_t part = 0; part < PE_SUPER_BLOCK / PE_BLOCK; part++, x++) {
-            const size_t half = part / 4;
-            const size_t n = part % 4;
-            int32_t isum = 0;
-            for (size_t i = 0; i < PE_BLOCK; i++) {
-                const int32_t low = w[b].low[64 * half + 32 * (n % 2) + i] >> (4 * (n / 2)) & 15;
-                const int32_t high = w[b].high[32 * half + i] >> (2 * n) & 3;
-                isum += w[b].scale[2 * part + i / 16] * ((low | high << 4) - 32) * x->q[i];
-            }
-            acc = fmaf((float)isum, pe_f16_to_f32(w[b].d) * x->d, acc);
+        const float sum[2] = {x[u].sum[0], x[u].sum[1]};
+        float s;
+        if (traits->n_scales == 1) {
+            s = scaled_sum(isum[0] + isum[1], w.d[0]);
+            s = traits->has_min ? fmaf(sum[0] + sum[1], w.m[0], s) : s;
+        } else {
+            s = scaled_sum(isum[0], w.d[0]) + scaled_sum(isum[1], w.d[1]);
+            s = traits->has_min ? fmaf(sum[1], w.m[1], fmaf(sum[0], w.m[0], s)) : s;
         }
+        acc = fmaf(s, x[u].d, acc);
     }
     return acc;
 }
@@ -171,10 +141,19 @@ static float dot_q6_k(const pe_block_q6_k *w, const pe_act_block *x, size_t n_k)
 MATMUL(f32, dot_float(w, x, n_k, widen_f32))
 MATMUL(f16, dot_float(w, x, n_k, widen_f16))
 MATMUL(bf16, dot_float(w, x, n_k, widen_bf16))
-MATMUL(q4_0, dot_q4_0(w, x, n_k))
-MATMUL(q4_1, dot_q4_1(w, x, n_k))
-MATMUL(q8_0, dot_q8_0(w, x, n_k))
-MATMUL(q6_k, dot_q6_k(w, x, n_k))
+MATMUL(q4_0, dot_units(pe_dtype_find(PE_DTYPE_Q4_0), w, x, n_k))
+MATMUL(q4_1, dot_units(pe_dtype_find(PE_DTYPE_Q4_1), w, x, n_k))
+MATMUL(q5_0, dot_units(pe_dtype_find(PE_DTYPE_Q5_0), w, x, n_k))
+MATMUL(q5_1, dot_units(pe_dtype_find(PE_DTYPE_Q5_1), w, x, n_k))
+MATMUL(q8_0, dot_units(pe_dtype_find(PE_DTYPE_Q8_0), w, x, n_k))
+MATMUL(q2_k, dot_units(pe_dtype_find(PE_DTYPE_Q2_K), w, x, n_k))
+MATMUL(q3_k, dot_units(pe_dtype_find(PE_DTYPE_Q3_K), w, x, n_k))
+MATMUL(q4_k, dot_units(pe_dtype_find(PE_DTYPE_Q4_K), w, x, n_k))
+MATMUL(q5_k, dot_units(pe_dtype_find(PE_DTYPE_Q5_K), w, x, n_k))
+MATMUL(q6_k, dot_units(pe_dtype_find(PE_DTYPE_Q6_K), w, x, n_k))
+MATMUL(iq4_nl, dot_units(pe_dtype_find(PE_DTYPE_IQ4_NL), w, x, n_k))
+MATMUL(iq4_xs, dot_units(pe_dtype_find(PE_DTYPE_IQ4_XS), w, x, n_k))
+MATMUL(mxfp4, dot_units(pe_dtype_find(PE_DTYPE_MXFP4), w, x, n_k))
 
 /* ---- norm and activation ---------------------------------------------- */
 
@@ -243,8 +222,17 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_scalar;
     kernels->matmul[PE_DTYPE_Q4_0] = matmul_q4_0_scalar;
     kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_scalar;
+    kernels->matmul[PE_DTYPE_Q5_0] = matmul_q5_0_scalar;
+    kernels->matmul[PE_DTYPE_Q5_1] = matmul_q5_1_scalar;
     kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_scalar;
+    kernels->matmul[PE_DTYPE_Q2_K] = matmul_q2_k_scalar;
+    kernels->matmul[PE_DTYPE_Q3_K] = matmul_q3_k_scalar;
+    kernels->matmul[PE_DTYPE_Q4_K] = matmul_q4_k_scalar;
+    kernels->matmul[PE_DTYPE_Q5_K] = matmul_q5_k_scalar;
     kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_scalar;
+    kernels->matmul[PE_DTYPE_IQ4_NL] = matmul_iq4_nl_scalar;
+    kernels->matmul[PE_DTYPE_IQ4_XS] = matmul_iq4_xs_scalar;
+    kernels->matmul[PE_DTYPE_MXFP4] = matmul_mxfp4_scalar;
     memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_scalar;
     kernels->silu_mul = silu_mul_scalar;

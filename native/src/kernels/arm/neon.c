@@ -9,7 +9,9 @@
 
 #include <math.h>
 
-#include "neon_rows.h"
+#include <arm_neon.h>
+
+#define INLINE static inline __attribute__((always_inline))
 
 /* Floats per register, and registers of the virtual lanes. */
 #define WIDTH 4
@@ -77,14 +79,15 @@ static void quantize_acts_neon(pe_act_block *out, const float *x, size_t n) {
         const float max = pe_f32_from_bits(max_bits);
         const float inverse = max >= 0x1p-119f ? 127.0f / max : 0.0f;
         int32x4_t q[8];
-        int32x4_t sum = vdupq_n_s32(0);
+        int32x4_t sum[2] = {vdupq_n_s32(0), vdupq_n_s32(0)};
 #pragma GCC unroll 8
         for (size_t i = 0; i < 8; i++) {
             q[i] = vcvtnq_s32_f32(vmulq_n_f32(v[i], inverse));  // to nearest even
-            sum = vaddq_s32(sum, q[i]);
+            sum[i / 4] = vaddq_s32(sum[i / 4], q[i]);
         }
         out[b].d = max / 127.0f;
-        out[b].sum = vaddvq_s32(sum);
+        out[b].sum[0] = (int16_t)vaddvq_s32(sum[0]);
+        out[b].sum[1] = (int16_t)vaddvq_s32(sum[1]);
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) {
             const int16x8_t eight = vcombine_s16(vmovn_s32(q[2 * i]), vmovn_s32(q[2 * i + 1]));
@@ -93,76 +96,15 @@ static void quantize_acts_neon(pe_act_block *out, const float *x, size_t n) {
     }
 }
 
-/* ---- products of quantized weights ------------------------------------ */
+/* ---- rows ------------------------------------------------------------- */
 
-/* Adds up the lanes of four registers of eight. For the callers below, sums of
- * four lanes still fit 16 bits; the last addition widens. */
-INLINE int32x4_t add_each_s16(const int16x8_t *v) {
-    return vpaddlq_s16(vpaddq_s16(vpaddq_s16(v[0], v[1]), vpaddq_s16(v[2], v[3])));
-}
-
-INLINE int32x4_t dot_16(const row_blocks *rows, size_t half, int8x16_t x) {
-    int16x8_t v[4];  // of 2 products, 8 when added up: 8 * 32 * 127 < 2^15
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; r++) {
-        v[r] = vmull_s8(vget_low_s8(rows->w[r][half]), vget_low_s8(x));
-        v[r] = vmlal_high_s8(v[r], rows->w[r][half], x);
+/* Rows past the last are the last one again; their results are dropped. */
+INLINE size_t tile_rows(const uint8_t **rows, const void *weights, size_t row_bytes, size_t r,
+                        size_t n_rows, size_t n_tile_rows) {
+    for (size_t i = 0; i < n_tile_rows; i++) {
+        rows[i] = (const uint8_t *)weights + PE_MIN(r + i, n_rows - 1) * row_bytes;
     }
-    return add_each_s16(v);
-}
-
-/* Weights from 0 to 15. */
-INLINE int32x4_t dot_32_narrow(const row_blocks *rows, const int8x16_t *x) {
-    int16x8_t v[4];  // of 4 products, 16 when added up: 16 * 15 * 127 < 2^15
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; r++) {
-        v[r] = vmull_s8(vget_low_s8(rows->w[r][0]), vget_low_s8(x[0]));
-        v[r] = vmlal_high_s8(v[r], rows->w[r][0], x[0]);
-        v[r] = vmlal_s8(v[r], vget_low_s8(rows->w[r][1]), vget_low_s8(x[1]));
-        v[r] = vmlal_high_s8(v[r], rows->w[r][1], x[1]);
-    }
-    return add_each_s16(v);
-}
-
-INLINE int32x4_t dot_32(const row_blocks *rows, const int8x16_t *x, pe_dtype dtype) {
-    if (dtype != PE_DTYPE_Q8_0) {
-        return dot_32_narrow(rows, x);
-    }
-    int32x4_t v[4];
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; r++) {
-        // Weights down to -128: two products fit 16 bits, 2 * 128 * 127 < 2^15.
-        int16x8_t pair = vmull_s8(vget_low_s8(rows->w[r][0]), vget_low_s8(x[0]));
-        v[r] = vpaddlq_s16(vmlal_s8(pair, vget_low_s8(rows->w[r][1]), vget_low_s8(x[1])));
-        pair = vmull_high_s8(rows->w[r][0], x[0]);
-        v[r] = vpadalq_s16(v[r], vmlal_high_s8(pair, rows->w[r][1], x[1]));
-    }
-    return add_each(v);
-}
-
-/* All rows against several columns, in tiles of 4, then 1. */
-INLINE void matmul_rows(float *out, size_t out_stride, const void *weights, size_t row_bytes,
-                        size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
-                        size_t n_k, pe_dtype dtype) {
-    for (size_t r = 0; r < n_rows; r += 4) {
-        const uint8_t *rows[4];
-        const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 4);
-        size_t c = 0;
-        while (c < n_cols) {
-            const uint8_t *x = (const uint8_t *)acts + c * act_bytes;
-            const size_t n_tile_cols = n_cols - c >= 4 ? 4 : 1;
-            float32x4_t acc[4];
-            if (n_tile_cols == 4) {
-                row_tile(acc, rows, x, act_bytes, 4, n_k, dtype);
-            } else {
-                row_tile(acc, rows, x, act_bytes, 1, n_k, dtype);
-            }
-            for (size_t i = 0; i < n_tile_cols; i++) {
-                store_rows(out + (c + i) * out_stride + r, acc[i], n_valid);
-            }
-            c += n_tile_cols;
-        }
-    }
+    return PE_MIN(n_rows - r, n_tile_rows);
 }
 
 /* ---- products of float weights ---------------------------------------- */
@@ -270,10 +212,6 @@ INLINE void matmul_float(float *out, size_t out_stride, const void *weights, siz
 PRODUCTS(f32, float, PE_DTYPE_F32)
 PRODUCTS(f16, float, PE_DTYPE_F16)
 PRODUCTS(bf16, float, PE_DTYPE_BF16)
-PRODUCTS(q4_0, rows, PE_DTYPE_Q4_0)
-PRODUCTS(q4_1, rows, PE_DTYPE_Q4_1)
-PRODUCTS(q8_0, rows, PE_DTYPE_Q8_0)
-PRODUCTS(q6_k, rows, PE_DTYPE_Q6_K)
 
 /* ---- norm and activation ---------------------------------------------- */
 
@@ -477,17 +415,9 @@ void pe_kernels_init_neon(pe_kernels *kernels) {
     kernels->matvec[PE_DTYPE_F32] = matvec_f32_neon;
     kernels->matvec[PE_DTYPE_F16] = matvec_f16_neon;
     kernels->matvec[PE_DTYPE_BF16] = matvec_bf16_neon;
-    kernels->matvec[PE_DTYPE_Q4_0] = matvec_q4_0_neon;
-    kernels->matvec[PE_DTYPE_Q4_1] = matvec_q4_1_neon;
-    kernels->matvec[PE_DTYPE_Q8_0] = matvec_q8_0_neon;
-    kernels->matvec[PE_DTYPE_Q6_K] = matvec_q6_k_neon;
     kernels->matmul[PE_DTYPE_F32] = matmul_f32_neon;
     kernels->matmul[PE_DTYPE_F16] = matmul_f16_neon;
     kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_neon;
-    kernels->matmul[PE_DTYPE_Q4_0] = matmul_q4_0_neon;
-    kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_neon;
-    kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_neon;
-    kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_neon;
     kernels->rms_norm = rms_norm_neon;
     kernels->silu_mul = silu_mul_neon;
     kernels->attend[PE_KV_F32] = attend_f32_neon;

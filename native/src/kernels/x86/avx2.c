@@ -97,139 +97,25 @@ static void quantize_acts_avx2(pe_act_block *out, const float *x, size_t n) {
             const __m256 rounded = _mm256_add_ps(_mm256_mul_ps(v[i], inverse), magic);
             q[i] = _mm256_sub_epi32(_mm256_castps_si256(rounded), _mm256_castps_si256(magic));
         }
-        const __m256i sum_i32x8 =
-            _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
-        __m128i s = _mm_add_epi32(_mm256_castsi256_si128(sum_i32x8),
-                                  _mm256_extracti128_si256(sum_i32x8, 1));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0x4e));
-        s = _mm_add_epi32(s, _mm_shuffle_epi32(s, 0xb1));
+        // Lanes 0 and 1 of the 64-bit pairs end as the sums of both halves.
+        const __m256i halves =
+            _mm256_hadd_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
+        const __m128i pairs =
+            _mm_add_epi32(_mm256_castsi256_si128(halves), _mm256_extracti128_si256(halves, 1));
+        const __m128i sums = _mm_hadd_epi32(pairs, pairs);
         // Packing works within 128-bit halves; the permutation puts the 4-byte
         // groups back in order.
         const __m256i packed =
             _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         out[b].d = max / 127.0f;
-        out[b].sum = _mm_cvtsi128_si32(s);
+        out[b].sum[0] = (int16_t)_mm_extract_epi16(sums, 0);
+        out[b].sum[1] = (int16_t)_mm_extract_epi16(sums, 2);
         _mm256_storeu_si256((void *)out[b].q, _mm256_permutevar8x32_epi32(packed, order));
     }
 }
 
-/* ---- products of quantized weights ------------------------------------ */
-
-/* What the tile needs to know of a format: where its blocks are and how 32 weights
- * of it become bytes. All of it folds away: dtype is a constant in every caller. */
-
-/* Bytes from one run of 32 weights to the next; Q6_K's lie inside a super-block. */
-INLINE const uint8_t *block_of(const uint8_t *row, size_t b, pe_dtype dtype) {
-    switch (dtype) {
-    case PE_DTYPE_Q4_0: return row + b * sizeof(pe_block_q4_0);
-    case PE_DTYPE_Q4_1: return row + b * sizeof(pe_block_q4_1);
-    case PE_DTYPE_Q8_0: return row + b * sizeof(pe_block_q8_0);
-    default: return row + b / 8 * sizeof(pe_block_q6_k);
-    }
-}
-
-INLINE uint16_t scale_of(const uint8_t *block, pe_dtype dtype) {
-    const size_t at = dtype == PE_DTYPE_Q6_K ? offsetof(pe_block_q6_k, d) : 0;
-    uint16_t bits;
-    memcpy(&bits, block + at, sizeof bits);
-    return bits;
-}
-
-/* The weights' integers: unsigned for Q4_0 (with offset 8) and Q4_1, else signed. */
-INLINE __m256i bytes_of(const uint8_t *block, size_t b, pe_dtype dtype) {
-    const __m256i low4 = _mm256_set1_epi8(15);
-    if (dtype == PE_DTYPE_Q8_0) {
-        return _mm256_loadu_si256((const void *)((const pe_block_q8_0 *)block)->q);
-    }
-    if (dtype == PE_DTYPE_Q6_K) {
-        const pe_block_q6_k *super = (const void *)block;
-        const size_t half = b % 8 / 4;
-        const size_t n = b % 4;
-        __m256i low = _mm256_loadu_si256((const void *)(super->low + 64 * half + 32 * (n % 2)));
-        __m256i high = _mm256_loadu_si256((const void *)(super->high + 32 * half));
-        low = _mm256_and_si256(n / 2 != 0 ? _mm256_srli_epi16(low, 4) : low, low4);
-        high = _mm256_srl_epi16(high, _mm_cvtsi32_si128((int)(2 * n)));
-        high = _mm256_slli_epi16(_mm256_and_si256(high, _mm256_set1_epi8(3)), 4);
-        return _mm256_sub_epi8(_mm256_or_si256(low, high), _mm256_set1_epi8(32));
-    }
-    const uint8_t *nibbles = dtype == PE_DTYPE_Q4_0 ? ((const pe_block_q4_0 *)block)->q
-                                                    : ((const pe_block_q4_1 *)block)->q;
-    const __m128i packed = _mm_loadu_si128((const void *)nibbles);
-    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(packed, 4), packed), low4);
-}
-
-/* What the sums of 16-bit pairs are multiplied with: sub-block scales, or 1. */
-INLINE __m256i pair_scales(const uint8_t *block, size_t b, pe_dtype dtype) {
-    if (dtype != PE_DTYPE_Q6_K) {
-        return _mm256_set1_epi16(1);
-    }
-    const int8_t *scale = ((const pe_block_q6_k *)block)->scale + 2 * (b % 8);
-    return _mm256_set_m128i(_mm_set1_epi16(scale[1]), _mm_set1_epi16(scale[0]));
-}
-
-/* Eight partial int32 sums of 32 products. maddubs multiplies unsigned by signed
- * and adds pairs in 16 bits: 2 * 128 * 127 < 2^15 holds for every format. Signed
- * weights lend their sign to the activations, which are never -128; a weight of
- * -128 becomes the unsigned 128. */
-INLINE __m256i dot_partial(__m256i w, __m256i scales, __m256i x, pe_dtype dtype) {
-    const bool is_signed = dtype == PE_DTYPE_Q8_0 || dtype == PE_DTYPE_Q6_K;
-    const __m256i pairs = is_signed
-                              ? _mm256_maddubs_epi16(_mm256_abs_epi8(w), _mm256_sign_epi8(x, w))
-                              : _mm256_maddubs_epi16(w, x);
-    return _mm256_madd_epi16(pairs, scales);
-}
-
-/* Eight rows against n_tile_cols columns (a constant, at most 4). */
-INLINE void tile_q8(__m256 *acc, const uint8_t *const *rows, const uint8_t *acts, size_t act_bytes,
-                    size_t n_tile_cols, size_t n_k, pe_dtype dtype) {
-    for (size_t c = 0; c < n_tile_cols; c++) {
-        acc[c] = _mm256_setzero_ps();
-    }
-    for (size_t b = 0; b < n_k / PE_BLOCK; b++) {
-        // pairs[c][i]: rows 2 i and 2 i + 1, added horizontally once.
-        __m256i pairs[4][WIDTH / 2];
-        uint16_t d[WIDTH];
-        uint16_t m[WIDTH];
-        for (size_t r = 0; r < WIDTH; r += 2) {
-            const uint8_t *even = block_of(rows[r], b, dtype);
-            const uint8_t *odd = block_of(rows[r + 1], b, dtype);
-            const __m256i w_even = bytes_of(even, b, dtype);
-            const __m256i w_odd = bytes_of(odd, b, dtype);
-            const __m256i s_even = pair_scales(even, b, dtype);
-            const __m256i s_odd = pair_scales(odd, b, dtype);
-            d[r] = scale_of(even, dtype);
-            d[r + 1] = scale_of(odd, dtype);
-            if (dtype == PE_DTYPE_Q4_1) {
-                m[r] = ((const pe_block_q4_1 *)even)->m;
-                m[r + 1] = ((const pe_block_q4_1 *)odd)->m;
-            }
-            for (size_t c = 0; c < n_tile_cols; c++) {
-                const pe_act_block *x = (const pe_act_block *)(acts + c * act_bytes) + b;
-                const __m256i q = _mm256_loadu_si256((const void *)x->q);
-                pairs[c][r / 2] = _mm256_hadd_epi32(dot_partial(w_even, s_even, q, dtype),
-                                                    dot_partial(w_odd, s_odd, q, dtype));
-            }
-        }
-        const __m256 dw = _mm256_cvtph_ps(_mm_loadu_si128((const void *)d));
-        for (size_t c = 0; c < n_tile_cols; c++) {
-            const pe_act_block *x = (const pe_act_block *)(acts + c * act_bytes) + b;
-            const __m256i rows0123 = _mm256_hadd_epi32(pairs[c][0], pairs[c][1]);
-            const __m256i rows4567 = _mm256_hadd_epi32(pairs[c][2], pairs[c][3]);
-            __m256i isum = _mm256_add_epi32(_mm256_permute2x128_si256(rows0123, rows4567, 0x20),
-                                            _mm256_permute2x128_si256(rows0123, rows4567, 0x31));
-            if (dtype == PE_DTYPE_Q4_0) {  // sum of (q - 8) a = sum of q a - 8 sum of a
-                isum = _mm256_sub_epi32(isum, _mm256_set1_epi32(8 * x->sum));
-            }
-            acc[c] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(isum),
-                                     _mm256_mul_ps(dw, _mm256_set1_ps(x->d)), acc[c]);
-            if (dtype == PE_DTYPE_Q4_1) {
-                const __m256 mw = _mm256_cvtph_ps(_mm_loadu_si128((const void *)m));
-                acc[c] = _mm256_fmadd_ps(mw, _mm256_set1_ps(x->d * (float)x->sum), acc[c]);
-            }
-        }
-    }
-}
+/* ---- rows ------------------------------------------------------------- */
 
 /* Writes the first n_valid of eight rows' results. */
 INLINE void store_rows(float *out, __m256 values, size_t n_valid) {
@@ -249,30 +135,6 @@ INLINE size_t tile_rows(const uint8_t **rows, const void *weights, size_t row_by
         rows[i] = (const uint8_t *)weights + PE_MIN(r + i, n_rows - 1) * row_bytes;
     }
     return PE_MIN(n_rows - r, n_tile_rows);
-}
-
-INLINE void matmul_q8(float *out, size_t out_stride, const void *weights, size_t row_bytes,
-                      size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols, size_t n_k,
-                      pe_dtype dtype) {
-    for (size_t r = 0; r < n_rows; r += WIDTH) {
-        const uint8_t *rows[WIDTH];
-        const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, WIDTH);
-        size_t c = 0;
-        while (c < n_cols) {
-            const uint8_t *x = (const uint8_t *)acts + c * act_bytes;
-            const size_t n_tile_cols = n_cols - c >= 4 ? 4 : 1;
-            __m256 acc[4];
-            if (n_tile_cols == 4) {
-                tile_q8(acc, rows, x, act_bytes, 4, n_k, dtype);
-            } else {
-                tile_q8(acc, rows, x, act_bytes, 1, n_k, dtype);
-            }
-            for (size_t i = 0; i < n_tile_cols; i++) {
-                store_rows(out + (c + i) * out_stride + r, acc[i], n_valid);
-            }
-            c += n_tile_cols;
-        }
-    }
 }
 
 /* ---- products of float weights ---------------------------------------- */
@@ -359,10 +221,6 @@ INLINE void matmul_float(float *out, size_t out_stride, const void *weights, siz
 MATMUL(f32, matmul_float, PE_DTYPE_F32)
 MATMUL(f16, matmul_float, PE_DTYPE_F16)
 MATMUL(bf16, matmul_float, PE_DTYPE_BF16)
-MATMUL(q4_0, matmul_q8, PE_DTYPE_Q4_0)
-MATMUL(q4_1, matmul_q8, PE_DTYPE_Q4_1)
-MATMUL(q8_0, matmul_q8, PE_DTYPE_Q8_0)
-MATMUL(q6_k, matmul_q8, PE_DTYPE_Q6_K)
 
 /* ---- norm and activation ---------------------------------------------- */
 
@@ -537,11 +395,9 @@ void pe_kernels_init_avx2(pe_kernels *kernels) {
     kernels->matmul[PE_DTYPE_F32] = matmul_f32_avx2;
     kernels->matmul[PE_DTYPE_F16] = matmul_f16_avx2;
     kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_avx2;
-    kernels->matmul[PE_DTYPE_Q4_0] = matmul_q4_0_avx2;
-    kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_avx2;
-    kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_avx2;
-    kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_avx2;
-    memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
+    kernels->matvec[PE_DTYPE_F32] = matmul_f32_avx2;
+    kernels->matvec[PE_DTYPE_F16] = matmul_f16_avx2;
+    kernels->matvec[PE_DTYPE_BF16] = matmul_bf16_avx2;
     kernels->rms_norm = rms_norm_avx2;
     kernels->silu_mul = silu_mul_avx2;
     kernels->attend[PE_KV_F32] = attend_f32_avx2;
