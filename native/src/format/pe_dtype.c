@@ -1,7 +1,5 @@
 #include "pe_dtype.h"
 
-#include "pe_dtype.h"
-
 #include "pe_unit.h"
 
 #define FLOAT(name, bytes) {{name, 1, bytes, true, true}, PE_ACTS_F32, NULL, 0, false}
