@@ -150,7 +150,8 @@ static void fill_acts(const operands *o, uint8_t *column, bool hit) {
             blocks[b].q[i] = (int8_t)(int)(o->kind == RANDOM || o->kind > ALTERNATING
                                                ? (int)rng_below(255) - 127
                                                : (int)pick(o->kind, i / 2, 127.0f));
-            blocks[b].sum[i / 16] = (int16_t)(blocks[b].sum[i / 16] + blocks[b].q[i]);
+            blocks[b].half[i / 16] += (float)blocks[b].q[i];
+            blocks[b].sum += (float)blocks[b].q[i];
         }
     }
     if (hit) {  // as quantize_acts writes it
@@ -434,8 +435,10 @@ static void check_act_block(const pe_act_block *block, const float *x) {
         max = fmax(max, fabs((double)x[i]));
         sum[i / 16] += block->q[i];
     }
-    CHECK(block->sum[0] == sum[0] && block->sum[1] == sum[1], "found %d and %d, expected %d and %d",
-          block->sum[0], block->sum[1], sum[0], sum[1]);
+    CHECK(block->half[0] == (float)sum[0] && block->half[1] == (float)sum[1] &&
+              block->sum == (float)(sum[0] + sum[1]),
+          "found %g + %g = %g, expected %d and %d", (double)block->half[0], (double)block->half[1],
+          (double)block->sum, sum[0], sum[1]);
     if (!finite) {
         CHECK(is_nan(block->d) && sum[0] == 0 && sum[1] == 0 && block->q[0] == 0, "d %g", (double)block->d);
         return;

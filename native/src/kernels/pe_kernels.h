@@ -31,10 +31,11 @@
  * holds NaN or infinity has d = NaN and q = 0, so that what it touches is NaN too. */
 typedef struct pe_act_block {
     float d;
-    int16_t sum[2];  // of q[0..15] and of q[16..31]
+    float sum;      // of q; floats, since these integers meet floats only
+    float half[2];  // sums of q[0..15] and of q[16..31]
     int8_t q[PE_BLOCK];
 } pe_act_block;
-_Static_assert(sizeof(pe_act_block) == 40, "40 bytes per 32 activations");
+_Static_assert(sizeof(pe_act_block) == 48, "48 bytes per 32 activations");
 
 /* out[c * out_stride + r] = dot of weight row r and activation column c.
  *
@@ -45,13 +46,13 @@ _Static_assert(sizeof(pe_act_block) == 40, "40 bytes per 32 activations");
  * alias    out overlaps neither input
  * numeric  float types: lane_sum of fma(weight, act) with the weight widened
  *          quantized types: for each unit of 32 weights (pe_unit: q, d, m) and its
- *          activation block (q, sum, da), with h the halves of 16 or, for types with
- *          one scale, h = 0 the whole unit, and isum[h] the exact integer dot:
+ *          activation block (q, sum, half, da), with h the halves of 16 or, for types with
+ *          one scale, h = 0 the whole unit, isum[h] the exact integer dot and sum[h]
+ *          the sum of activations:
  *              s   = scaled_sum(isum[0], d[0])      isum * d, see PE_SUM_MAGIC
  *              s   = s + scaled_sum(isum[1], d[1])  two scales only
- *              s   = fma((float)sum[h], m[h], s)    for each h, minimums only
- *              acc = fma(s, da, acc)                from +0, in unit order
- *          where sum[0] of a type with one scale is the sum of the whole block */
+ *              s   = fma(sum[h], m[h], s)           for each h, minimums only
+ *              acc = fma(s, da, acc)                from +0, in unit order */
 typedef void (*pe_matmul_fn)(float *out, size_t out_stride, const void *weights, size_t row_bytes,
                              size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
                              size_t n_k);

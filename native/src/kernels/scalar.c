@@ -56,14 +56,17 @@ static void quantize_acts_scalar(pe_act_block *out, const float *x, size_t n) {
         // Below 2^-119 the quotient 127 / max overflows: such a block is all zero.
         const float inverse = finite && max >= 0x1p-119f ? 127.0f / max : 0.0f;
         out[b].d = finite ? max / 127.0f : NAN;
-        out[b].sum[0] = out[b].sum[1] = 0;
+        int32_t sum[2] = {0, 0};
         for (size_t i = 0; i < PE_BLOCK; i++) {
             const float scaled = finite ? x[i] * inverse : 0.0f;
             // Adding 1.5 * 2^23 rounds to nearest even in the low mantissa bits.
             const uint32_t rounded = pe_f32_bits(scaled + 0x1.8p+23f);
             out[b].q[i] = (int8_t)(rounded & 0xffu);
-            out[b].sum[i / 16] = (int16_t)(out[b].sum[i / 16] + out[b].q[i]);
+            sum[i / 16] += out[b].q[i];
         }
+        out[b].half[0] = (float)sum[0];
+        out[b].half[1] = (float)sum[1];
+        out[b].sum = (float)(sum[0] + sum[1]);
     }
 }
 
@@ -110,14 +113,13 @@ static float dot_units(const pe_dtype_traits *traits, const void *weights, const
         for (size_t i = 0; i < PE_BLOCK; i++) {
             isum[i / 16] += w.q[i] * x[u].q[i];
         }
-        const float sum[2] = {x[u].sum[0], x[u].sum[1]};
         float s;
         if (traits->n_scales == 1) {
             s = scaled_sum(isum[0] + isum[1], w.d[0]);
-            s = traits->has_min ? fmaf(sum[0] + sum[1], w.m[0], s) : s;
+            s = traits->has_min ? fmaf(x[u].sum, w.m[0], s) : s;
         } else {
             s = scaled_sum(isum[0], w.d[0]) + scaled_sum(isum[1], w.d[1]);
-            s = traits->has_min ? fmaf(sum[1], w.m[1], fmaf(sum[0], w.m[0], s)) : s;
+            s = traits->has_min ? fmaf(x[u].half[1], w.m[1], fmaf(x[u].half[0], w.m[0], s)) : s;
         }
         acc = fmaf(s, x[u].d, acc);
     }

@@ -86,8 +86,9 @@ static void quantize_acts_neon(pe_act_block *out, const float *x, size_t n) {
             sum[i / 4] = vaddq_s32(sum[i / 4], q[i]);
         }
         out[b].d = max / 127.0f;
-        out[b].sum[0] = (int16_t)vaddvq_s32(sum[0]);
-        out[b].sum[1] = (int16_t)vaddvq_s32(sum[1]);
+        out[b].half[0] = (float)vaddvq_s32(sum[0]);
+        out[b].half[1] = (float)vaddvq_s32(sum[1]);
+        out[b].sum = out[b].half[0] + out[b].half[1];
 #pragma GCC unroll 4
         for (size_t i = 0; i < 4; i++) {
             const int16x8_t eight = vcombine_s16(vmovn_s32(q[2 * i]), vmovn_s32(q[2 * i + 1]));

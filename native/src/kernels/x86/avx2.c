@@ -109,8 +109,9 @@ static void quantize_acts_avx2(pe_act_block *out, const float *x, size_t n) {
             _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
         const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
         out[b].d = max / 127.0f;
-        out[b].sum[0] = (int16_t)_mm_extract_epi16(sums, 0);
-        out[b].sum[1] = (int16_t)_mm_extract_epi16(sums, 2);
+        const __m128 floats = _mm_cvtepi32_ps(sums);
+        out[b].sum = _mm_cvtss_f32(_mm_add_ss(floats, _mm_movehdup_ps(floats)));
+        _mm_storel_pi((void *)out[b].half, floats);
         _mm256_storeu_si256((void *)out[b].q, _mm256_permutevar8x32_epi32(packed, order));
     }
 }
@@ -221,6 +222,84 @@ INLINE void matmul_float(float *out, size_t out_stride, const void *weights, siz
 MATMUL(f32, matmul_float, PE_DTYPE_F32)
 MATMUL(f16, matmul_float, PE_DTYPE_F16)
 MATMUL(bf16, matmul_float, PE_DTYPE_BF16)
+
+/* ---- products of quantized weights ------------------------------------ */
+
+#undef MATMUL
+#define NARROW_LIMIT 15  // above it 16-bit sums are widened within a unit: more registers
+
+#include "panels256.h"
+
+/* Signed types have no offset here: they lend their sign to the activations. */
+INLINE bool offset_in_start(panel_kind kind) {
+    return kind.limit <= 127;
+}
+
+/* Fours whose products of pairs add up within 16 bits: 2 * limit * 127 * run < 2^15. */
+INLINE size_t run_of(int limit) {
+    return limit <= 15 ? 8 : limit <= 31 ? 4 : limit <= 63 ? 2 : 1;
+}
+
+INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,
+                      size_t n_fours, const pe_act_block *const *x, size_t n_tile_cols,
+                      panel_kind kind) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    const size_t run = PE_MIN(run_of(kind.limit), n_fours);
+#pragma GCC unroll 8
+    for (size_t first = 0; first < n_fours; first += run) {
+        __m256i pairs[TILE_COLS][VECS];
+#pragma GCC unroll 8
+        for (size_t i = first; i < first + run; i++) {
+#pragma GCC unroll 2
+            for (size_t v = 0; v < VECS; v++) {
+                __m256i q = _mm256_load_si256((const void *)w->q[u][f + i][8 * v]);
+                const __m256i sign = _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80));
+                if (kind.limit > 127) {
+                    q = _mm256_abs_epi8(sign);
+                }
+#pragma GCC unroll 6
+                for (size_t c = 0; c < n_tile_cols; c++) {
+                    int32_t four;
+                    memcpy(&four, x[c]->q + 4 * (f + i), sizeof four);
+                    __m256i a = _mm256_set1_epi32(four);
+                    if (kind.limit > 127) {
+                        a = _mm256_sign_epi8(a, sign);
+                    }
+                    const __m256i two = _mm256_maddubs_epi16(q, a);
+                    pairs[c][v] = i == first ? two : _mm256_add_epi16(pairs[c][v], two);
+                }
+            }
+        }
+#pragma GCC unroll 6
+        for (size_t c = 0; c < n_tile_cols; c++) {
+#pragma GCC unroll 2
+            for (size_t v = 0; v < VECS; v++) {
+                isum[c][v] = _mm256_add_epi32(first == 0 ? start[c] : isum[c][v],
+                                              _mm256_madd_epi16(pairs[c][v], ones));
+            }
+        }
+    }
+}
+
+/* maddubs multiplies unsigned by signed and adds pairs in 16 bits. Weights of the signed
+ * types meet it as magnitudes, the activations, never -128, taking their sign: 128 * 127
+ * twice is still below 2^15. */
+INLINE __m256i dot_partial(__m256i w, __m256i x, pe_dtype dtype) {
+    const __m256i ones = _mm256_set1_epi16(1);
+    if (limit_of(dtype) <= 127) {
+        return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones);
+    }
+    const __m256i sign = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(sign), _mm256_sign_epi8(x, sign)),
+                             ones);
+}
+
+INLINE bool subtracts_offset(pe_dtype dtype) {
+    return limit_of(dtype) <= 127;
+}
+
+#define LEVEL avx2
+#include "products.h"
 
 /* ---- norm and activation ---------------------------------------------- */
 
@@ -398,6 +477,7 @@ void pe_kernels_init_avx2(pe_kernels *kernels) {
     kernels->matvec[PE_DTYPE_F32] = matmul_f32_avx2;
     kernels->matvec[PE_DTYPE_F16] = matmul_f16_avx2;
     kernels->matvec[PE_DTYPE_BF16] = matmul_bf16_avx2;
+    set_products_avx2(kernels);
     kernels->rms_norm = rms_norm_avx2;
     kernels->silu_mul = silu_mul_avx2;
     kernels->attend[PE_KV_F32] = attend_f32_avx2;
