@@ -428,12 +428,12 @@ static void unfit_models(void) {
         CHECK(engine == NULL, "%s", table[i].fragment);
         pe_file_close(file);
     }
-    // Q4_K rows are 256 wide: the model that has such rows.
-    const tiny_llama q4_k = {
-        .dtype = PE_DTYPE_Q6_K, .retyped = "blk.1.ffn_up.weight", .new_dtype = 12};
-    pe_file *file = open_tiny(&q4_k);
+    // IQ2_XXS rows are 256 wide: the model that has such rows.
+    const tiny_llama iq2 = {
+        .dtype = PE_DTYPE_Q6_K, .retyped = "blk.1.ffn_up.weight", .new_dtype = 16};
+    pe_file *file = open_tiny(&iq2);
     CHECK_FAILS(pe_file_check(file, err), PE_ERR_UNSUPPORTED, "blk.1.ffn_up.weight: expected");
-    CHECK_FAILS(pe_file_check(file, err), PE_ERR_UNSUPPORTED, "found Q4_K");
+    CHECK_FAILS(pe_file_check(file, err), PE_ERR_UNSUPPORTED, "found IQ2_XXS");
     pe_file_close(file);
     const tiny_llama fine = {.n_tokens = TINY_VOCAB, .scaling = "linear", .tied = true};
     file = open_tiny(&fine);

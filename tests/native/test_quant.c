@@ -212,7 +212,7 @@ static void refusals(void) {
 
     CHECK_FAILS(pe_quantize(out, PE_DTYPE_Q6_K, x, 256, err), PE_ERR_UNSUPPORTED, "Q6_K");
     CHECK_FAILS(pe_dequantize(decoded, PE_DTYPE_Q6_K, out, 128, err), PE_ERR_ARG, "256");
-    CHECK_FAILS(pe_dequantize(decoded, 12, out, 256, err), PE_ERR_UNSUPPORTED, "Q4_K");
+    CHECK_FAILS(pe_dequantize(decoded, 16, out, 256, err), PE_ERR_UNSUPPORTED, "IQ2_XXS");
     CHECK_FAILS(pe_quantize(out, 99, x, 32, err), PE_ERR_UNSUPPORTED, "99");
     static const uint32_t holes[] = {4, 5, 31, 36, 38, 42, UINT32_MAX};
     pe_dtype_info info;

@@ -628,14 +628,14 @@ def test_a_model_that_cannot_run_is_refused_with_what_is_wrong(
 
 def test_an_unsupported_tensor_type_is_named(tmp_path: Path) -> None:
     model = random_model(Shape(width=256, head_width=64))
-    retyped("blk.0.ffn_up.weight", GGMLQuantizationType.Q4_K, 96, 256)(model)
-    path = model.save(tmp_path / "q4_k.gguf")
-    message = r"blk\.0\.ffn_up\.weight: expected a tensor type .*, found Q4_K"
+    retyped("blk.0.ffn_up.weight", GGMLQuantizationType.IQ2_XXS, 96, 256)(model)
+    path = model.save(tmp_path / "iq2_xxs.gguf")
+    message = r"blk\.0\.ffn_up\.weight: expected a tensor type .*, found IQ2_XXS"
     with pytest.raises(UnsupportedModelError, match=message):
         Engine(path)
     with ModelFile(path) as file:
         tensor = next(t for t in file.tensors if t.name == "blk.0.ffn_up.weight")
-    assert (tensor.dtype, tensor.shape) == ("Q4_K", (96, 256))
+    assert (tensor.dtype, tensor.shape) == ("IQ2_XXS", (96, 256))
 
 
 def test_absent_optional_hyperparameters_take_their_defaults(

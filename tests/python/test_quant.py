@@ -17,7 +17,23 @@ from pyengine import ArgumentError, NumericError, dequantize, quantize
 Array = np.ndarray[Any, Any]
 BLOCKS = ("Q8_0", "Q4_0", "Q4_1")
 WRITTEN = ("F32", "F16", "BF16", *BLOCKS)
-READ = (*WRITTEN, "Q6_K")
+# The fp16 fields of each type's block; MXFP4 has a byte, which any value fits.
+SCALES = {
+    "Q8_0": [0],
+    "Q4_0": [0],
+    "Q4_1": [0, 2],
+    "Q5_0": [0],
+    "Q5_1": [0, 2],
+    "Q2_K": [80, 82],
+    "Q3_K": [108],
+    "Q4_K": [0, 2],
+    "Q5_K": [0, 2],
+    "Q6_K": [208],
+    "IQ4_NL": [0],
+    "IQ4_XS": [0],
+    "MXFP4": [],
+}
+READ = ("F32", "F16", "BF16", *SCALES)
 TINY = float(np.finfo(np.float32).smallest_subnormal)
 
 
@@ -132,8 +148,7 @@ def test_decoding_equals_gguf_py_bit_for_bit(dtype: str) -> None:
     rng = np.random.default_rng(7)
     block, size = gguf.GGML_QUANT_SIZES[GGMLQuantizationType[dtype]]
     blocks = rng.integers(0, 256, (2000, size), np.uint8)
-    scales = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q6_K": [208]}.get(dtype, [])
-    for at in scales:  # any finite half, subnormal and negative ones included
+    for at in SCALES.get(dtype, []):  # any finite half, subnormal and negative ones included
         halves = rng.integers(0, 0x7C00, 2000) | rng.integers(0, 2, 2000) << 15
         blocks[:, at : at + 2] = halves.astype("<u2").view(np.uint8).reshape(-1, 2)
     with np.errstate(all="ignore"):
