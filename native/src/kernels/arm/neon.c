@@ -9,9 +9,9 @@
 
 #include <math.h>
 
-#include <arm_neon.h>
-
 #define INLINE static inline __attribute__((always_inline))
+
+#include "rows.h"
 
 /* Floats per register, and registers of the virtual lanes. */
 #define WIDTH 4
@@ -95,17 +95,6 @@ static void quantize_acts_neon(pe_act_block *out, const float *x, size_t n) {
             vst1_s8(out[b].q + 8 * i, vmovn_s16(eight));
         }
     }
-}
-
-/* ---- rows ------------------------------------------------------------- */
-
-/* Rows past the last are the last one again; their results are dropped. */
-INLINE size_t tile_rows(const uint8_t **rows, const void *weights, size_t row_bytes, size_t r,
-                        size_t n_rows, size_t n_tile_rows) {
-    for (size_t i = 0; i < n_tile_rows; i++) {
-        rows[i] = (const uint8_t *)weights + PE_MIN(r + i, n_rows - 1) * row_bytes;
-    }
-    return PE_MIN(n_rows - r, n_tile_rows);
 }
 
 /* ---- products of float weights ---------------------------------------- */
@@ -213,6 +202,40 @@ INLINE void matmul_float(float *out, size_t out_stride, const void *weights, siz
 PRODUCTS(f32, float, PE_DTYPE_F32)
 PRODUCTS(f16, float, PE_DTYPE_F16)
 PRODUCTS(bf16, float, PE_DTYPE_BF16)
+
+/* ---- products of quantized weights ------------------------------------ */
+
+#undef PRODUCTS
+
+/* Four lanes of two products each, eight when added up, stay within 16 bits for weights
+ * up to 32: 8 * 32 * 127 < 2^15. Larger ones are widened after two. */
+INLINE int32x4_t dot_16(int8x16_t w, int8x16_t x, int limit) {
+    const int16x8_t low = vmull_s8(vget_low_s8(w), vget_low_s8(x));
+    if (limit <= 32) {
+        return vpaddlq_s16(vmlal_high_s8(low, w, x));
+    }
+    return vpadalq_s16(vpaddlq_s16(low), vmull_high_s8(w, x));
+}
+
+INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype) {
+    int32x4_t v[2][4];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; r++) {
+        v[0][r] = dot_16(rows->w[r][0], x[0], limit_of(dtype));
+        v[1][r] = dot_16(rows->w[r][1], x[1], limit_of(dtype));
+        if (!has_two_scales(dtype)) {
+            v[0][r] = vaddq_s32(v[0][r], v[1][r]);
+        }
+    }
+    sums[0] = add_each(v[0]);
+    if (has_two_scales(dtype)) {
+        sums[1] = add_each(v[1]);
+    }
+}
+
+#define MATMUL_QUANT matmul_rows
+#define LEVEL neon
+#include "products.h"
 
 /* ---- norm and activation ---------------------------------------------- */
 
@@ -419,6 +442,7 @@ void pe_kernels_init_neon(pe_kernels *kernels) {
     kernels->matmul[PE_DTYPE_F32] = matmul_f32_neon;
     kernels->matmul[PE_DTYPE_F16] = matmul_f16_neon;
     kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_neon;
+    set_products_neon(kernels);
     kernels->rms_norm = rms_norm_neon;
     kernels->silu_mul = silu_mul_neon;
     kernels->attend[PE_KV_F32] = attend_f32_neon;

@@ -298,6 +298,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
     return limit_of(dtype) <= 127;
 }
 
+#define MATMUL_QUANT matmul_panels
 #define LEVEL avx2
 #include "products.h"
 

@@ -206,6 +206,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
     return true;
 }
 
+#define MATMUL_QUANT matmul_panels
 #define LEVEL avx512
 #include "products.h"
 

@@ -59,6 +59,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
     return true;
 }
 
+#define MATMUL_QUANT matmul_panels
 #define LEVEL avx_vnni
 #include "products.h"
 

@@ -1,5 +1,6 @@
 /* The entries of the table: one column and several, for every quantized type. Included
- * last by an instruction set's file, after LEVEL, its suffix, is defined.
+ * last by an instruction set's file, after LEVEL, its suffix, and MATMUL_QUANT,
+ * its product of several columns, are defined.
  */
 #define GLUE(a, b, c) a##b##_##c
 #define NAME(kind, name, level) GLUE(kind, name, level)
@@ -14,8 +15,8 @@
     static void NAME(matmul_, name, LEVEL)(float *out, size_t out_stride, const void *weights,     \
                                            size_t row_bytes, size_t n_rows, const void *acts,      \
                                            size_t act_bytes, size_t n_cols, size_t n_k) {          \
-        matmul_panels(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,   \
-                      dtype);                                                                      \
+        MATMUL_QUANT(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,    \
+                     dtype);                                                                       \
     }
 
 PRODUCTS(q4_0, PE_DTYPE_Q4_0)
