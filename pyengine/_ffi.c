@@ -936,6 +936,20 @@ static int _cffi_const_PE_KV_F16(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_KV_Q8_0(unsigned long long *o)
+{
+  int n = (PE_KV_Q8_0) <= 0;
+  *o = (unsigned long long)((PE_KV_Q8_0) | 0);  /* check that PE_KV_Q8_0 is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_KV_Q4_0(unsigned long long *o)
+{
+  int n = (PE_KV_Q4_0) <= 0;
+  *o = (unsigned long long)((PE_KV_Q4_0) | 0);  /* check that PE_KV_Q4_0 is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_META_U8(unsigned long long *o)
 {
   int n = (PE_META_U8) <= 0;
@@ -2884,6 +2898,8 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_KV_AUTO", (void *)_cffi_const_PE_KV_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_KV_F16", (void *)_cffi_const_PE_KV_F16, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_KV_F32", (void *)_cffi_const_PE_KV_F32, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_KV_Q4_0", (void *)_cffi_const_PE_KV_Q4_0, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_KV_Q8_0", (void *)_cffi_const_PE_KV_Q8_0, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_META_ARRAY", (void *)_cffi_const_PE_META_ARRAY, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_META_BOOL", (void *)_cffi_const_PE_META_BOOL, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_META_F32", (void *)_cffi_const_PE_META_F32, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -3175,7 +3191,7 @@ static const struct _cffi_enum_s _cffi_enums[] = {
   { "pe_isa", 150, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
     "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX_VNNI,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD,PE_ISA_I8MM" },
   { "pe_kv_type", 151, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
-    "PE_KV_AUTO,PE_KV_F32,PE_KV_F16" },
+    "PE_KV_AUTO,PE_KV_F32,PE_KV_F16,PE_KV_Q8_0,PE_KV_Q4_0" },
   { "pe_meta_type", 153, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
     "PE_META_U8,PE_META_I8,PE_META_U16,PE_META_I16,PE_META_U32,PE_META_I32,PE_META_F32,PE_META_BOOL,PE_META_STRING,"
     "PE_META_ARRAY,PE_META_U64,PE_META_I64,PE_META_F64" },
@@ -3212,7 +3228,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  78,  /* num_globals */
+  80,  /* num_globals */
   13,  /* num_struct_unions */
   5,  /* num_enums */
   18,  /* num_typenames */

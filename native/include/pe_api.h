@@ -193,7 +193,9 @@ typedef enum pe_isa {
 typedef enum pe_kv_type {
     PE_KV_AUTO = 0,  // F32 when every matrix of the model is F32, else F16
     PE_KV_F32 = 1,
-    PE_KV_F16 = 2
+    PE_KV_F16 = 2,
+    PE_KV_Q8_0 = 3,  // rotated by a Hadamard matrix first, docs/adr/0004
+    PE_KV_Q4_0 = 4   // the same
 } pe_kv_type;
 
 /* Zero means "choose for me" in every field but struct_bytes. */

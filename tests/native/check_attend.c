@@ -8,8 +8,8 @@
 #include "pe_kernels.h"
 
 #define EPS 0x1p-24
-#define MAX_WIDTH 128
-#define MAX_GROUP 5
+#define MAX_WIDTH 256
+#define MAX_QUERIES 37
 #define MAX_PAGES 3
 
 static pe_kernels kernels[MAX_ISAS];  // by pe_isa
@@ -24,155 +24,238 @@ static void init_kernels(void) {
 
 typedef struct scene {
     pe_kv_type type;
-    size_t d_k, d_v, n_group, n_pages;
-    size_t n_valid;  // of the last page; the others are full
+    size_t d_k, d_v, n_queries, n_pages;
+    uint32_t n_valid[MAX_QUERIES];  // of the last page; the others are full
     float scale;
     float *q;
     void *keys[MAX_PAGES];
     void *values[MAX_PAGES];
 } scene;
 
-static float item(const scene *s, const void *data, size_t i) {
-    return s->type == PE_KV_F32 ? ((const float *)data)[i]
-                                : pe_f16_to_f32(((const pe_f16 *)data)[i]);
+static size_t round_up(size_t d_v) {
+    return (d_v + PE_LANES - 1) / PE_LANES * PE_LANES;
 }
 
-static void set_item(const scene *s, void *data, size_t i, float x) {
-    if (s->type == PE_KV_F32) {
-        ((float *)data)[i] = x;
-    } else {
-        ((pe_f16 *)data)[i] = pe_f16_from_f32(x);
+/* Where dimension d of position j lies among the integers (or floats). */
+static size_t place_of(const scene *s, bool is_key, size_t d, size_t j) {
+    const size_t width = is_key ? s->d_k : s->d_v;
+    const size_t padded = (width + 31) / 32 * 32;
+    switch (s->type) {
+    case PE_KV_Q8_0: return is_key ? d * 32 + j : j * padded + d;
+    case PE_KV_Q4_0:
+        return is_key ? (d / 32 * 16 + d % 16) * 32 + j : j * padded / 2 + d / 32 * 16 + d % 16;
+    default: return is_key ? d * 32 + j : j * width + d;
     }
 }
 
-static size_t valid_in(const scene *s, size_t page) {
-    return page + 1 < s->n_pages ? PE_PAGE_TOKENS : s->n_valid;
+static size_t integers_at(const scene *s, bool is_key) {
+    return ((is_key ? s->d_k : s->d_v) + 31) / 32 * 32 * sizeof(pe_f16);
 }
 
-/* Random queries up to width, keys and values up to 1; NaN where nothing is valid. */
+static float item(const scene *s, const void *data, bool is_key, size_t d, size_t j) {
+    const size_t at = place_of(s, is_key, d, j);
+    if (s->type == PE_KV_F32) {
+        return ((const float *)data)[at];
+    }
+    if (s->type == PE_KV_F16) {
+        return pe_f16_to_f32(((const pe_f16 *)data)[at]);
+    }
+    const float scale = pe_f16_to_f32(((const pe_f16 *)data)[d / 32 * 32 + j]);
+    const uint8_t q = ((const uint8_t *)data + integers_at(s, is_key))[at];
+    if (s->type == PE_KV_Q8_0) {
+        return scale * (float)(int8_t)q;
+    }
+    return scale * (float)((d % 32 < 16 ? q & 15 : q >> 4) - 8);
+}
+
+/* Sets an item; for quantized types only the scale of its block, where x is NaN. */
+static void set_item(const scene *s, void *data, bool is_key, size_t d, size_t j, float x) {
+    const size_t at = place_of(s, is_key, d, j);
+    if (s->type == PE_KV_F32) {
+        ((float *)data)[at] = x;
+    } else if (s->type == PE_KV_F16 || is_nan(x)) {
+        ((pe_f16 *)data)[s->type == PE_KV_F16 ? at : d / 32 * 32 + j] = pe_f16_from_f32(x);
+    } else {
+        ((pe_f16 *)data)[d / 32 * 32 + j] = pe_f16_from_f32(s->type == PE_KV_Q8_0 ? 0.01f : 0.13f);
+        ((uint8_t *)data + integers_at(s, is_key))[at] = (uint8_t)rng_below(256);
+    }
+}
+
+static size_t valid_in(const scene *s, size_t i, size_t page) {
+    return page + 1 < s->n_pages ? PE_PAGE_TOKENS : s->n_valid[i];
+}
+
+/* Positions of a page that any query sees. */
+static size_t seen_in(const scene *s, size_t page) {
+    size_t n = 0;
+    for (size_t i = 0; i < s->n_queries; i++) {
+        n = PE_MAX(n, valid_in(s, i, page));
+    }
+    return n;
+}
+
+static void *make_part(const scene *s, unsigned slot, bool is_key, size_t n_seen) {
+    const size_t d = is_key ? s->d_k : s->d_v;
+    const size_t n_bytes = (size_t)pe_page_bytes(s->type, d);
+    void *data = guarded(slot, n_bytes);
+    memset(data, 0, n_bytes);
+    for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+        for (size_t i = 0; i < d; i++) {
+            set_item(s, data, is_key, i, j, j < n_seen ? rng_f32(-1.0f, 1.0f) : NAN);
+        }
+    }
+    return data;
+}
+
+/* Random queries up to width, keys and values up to about 1; NaN where nobody looks. */
 static void make_scene(scene *s, float width) {
-    const size_t item_bytes = s->type == PE_KV_F32 ? sizeof(float) : sizeof(pe_f16);
     s->scale = 1.0f / sqrtf((float)s->d_k);
-    s->q = guarded(0, s->n_group * s->d_k * sizeof *s->q);
-    for (size_t i = 0; i < s->n_group * s->d_k; i++) {
+    s->q = guarded(0, s->n_queries * s->d_k * sizeof *s->q);
+    for (size_t i = 0; i < s->n_queries * s->d_k; i++) {
         s->q[i] = rng_f32(-width, width);
     }
     for (unsigned page = 0; page < s->n_pages; page++) {
-        s->keys[page] = guarded(1 + 2 * page, s->d_k * PE_PAGE_TOKENS * item_bytes);
-        s->values[page] = guarded(2 + 2 * page, s->d_v * PE_PAGE_TOKENS * item_bytes);
-        for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
-            const bool valid = j < valid_in(s, page);
-            for (size_t d = 0; d < s->d_k; d++) {
-                set_item(s, s->keys[page], d * PE_PAGE_TOKENS + j,
-                         valid ? rng_f32(-1.0f, 1.0f) : NAN);
-            }
-            for (size_t d = 0; d < s->d_v; d++) {
-                set_item(s, s->values[page], j * s->d_v + d, valid ? rng_f32(-1.0f, 1.0f) : NAN);
+        s->keys[page] = make_part(s, 1 + 2 * page, true, seen_in(s, page));
+        s->values[page] = make_part(s, 2 + 2 * page, false, seen_in(s, page));
+    }
+}
+
+/* Queries [first, first + n) over all pages; acc rows are round_up(d_v) floats. */
+static void attend(pe_isa isa, const scene *s, size_t first, size_t n, pe_softmax *softmax,
+                   float *acc) {
+    static float keys_room[MAX_WIDTH * PE_PAGE_TOKENS];
+    static float values_room[MAX_WIDTH * PE_PAGE_TOKENS];
+    const size_t d_v = round_up(s->d_v);
+    for (size_t i = 0; i < n; i++) {
+        softmax[i] = (pe_softmax){.max = -INFINITY, .sum = 0.0f};
+    }
+    memset(acc, 0, n * d_v * sizeof *acc);
+    for (size_t page = 0; page < s->n_pages; page++) {
+        const size_t next = PE_MIN(page + 1, s->n_pages - 1);
+        const float *keys =
+            kernels[isa].open_keys[s->type](keys_room, s->keys[page], s->keys[next], s->d_k);
+        const float *values = kernels[isa].open_values[s->type](values_room, s->values[page],
+                                                                s->values[next], s->d_v);
+        uint32_t n_valid[MAX_QUERIES];
+        for (size_t i = 0; i < n; i++) {
+            n_valid[i] = (uint32_t)valid_in(s, first + i, page);
+        }
+        for (size_t j = 0; j < PE_PAGE_TOKENS && first == 0; j++) {
+            for (size_t d = 0; d < PE_MAX(s->d_k, s->d_v); d++) {
+                const float k = d < s->d_k ? keys[d * PE_PAGE_TOKENS + j] : 0.0f;
+                const float v = d < s->d_v ? values[j * d_v + d] : 0.0f;
+                const float k_in = d < s->d_k ? item(s, s->keys[page], true, d, j) : 0.0f;
+                const float v_in = d < s->d_v ? item(s, s->values[page], false, d, j) : 0.0f;
+                CHECK(first_difference(&k, &k_in, 1) == 1, "isa %d key %zu of %zu", (int)isa, d, j);
+                CHECK(first_difference(&v, &v_in, 1) == 1, "isa %d value %zu of %zu", (int)isa, d,
+                      j);
             }
         }
+        kernels[isa].attend(softmax, acc, s->q + first * s->d_k, n_valid, n, keys, values, s->d_k,
+                            d_v, s->scale);
     }
 }
 
-/* Heads [first, first + n_heads) over all pages. */
-static void attend(pe_isa isa, const scene *s, size_t first, size_t n_heads, pe_softmax *softmax,
-                   float *acc) {
-    for (size_t g = 0; g < n_heads; g++) {
-        softmax[g] = (pe_softmax){.max = -INFINITY, .sum = 0.0f};
-    }
-    memset(acc, 0, n_heads * s->d_v * sizeof *acc);
-    for (size_t page = 0; page < s->n_pages; page++) {
-        kernels[isa].attend[s->type](softmax, acc, s->q + first * s->d_k, n_heads, s->keys[page],
-                                     s->values[page], s->d_k, s->d_v, valid_in(s, page), s->scale);
-    }
-}
-
-/* Softmax attention of head g in double. A score of d_k products is off by at most
+/* Softmax attention of query i in double. A score of d_k products is off by at most
  * (d_k + 2) EPS of their magnitudes, which is the relative error of its p; the exp
  * adds 4 EPS, the running maxima as much per page, the sums one EPS per position. */
-static void check_head(const scene *s, size_t g, pe_softmax softmax, const float *acc) {
+static void check_query(const scene *s, size_t i, pe_softmax softmax, const float *acc) {
     double score[MAX_PAGES * PE_PAGE_TOKENS];
     double max = (double)-INFINITY;
     double widest = 0.0;
-    const size_t n = (s->n_pages - 1) * PE_PAGE_TOKENS + s->n_valid;
-    for (size_t i = 0; i < n; i++) {
-        const void *keys = s->keys[i / PE_PAGE_TOKENS];
+    const size_t n = (s->n_pages - 1) * PE_PAGE_TOKENS + s->n_valid[i];
+    for (size_t j = 0; j < n; j++) {
         double magnitude = 0.0;
-        score[i] = 0.0;
+        score[j] = 0.0;
         for (size_t d = 0; d < s->d_k; d++) {
-            const double k = (double)item(s, keys, d * PE_PAGE_TOKENS + i % PE_PAGE_TOKENS);
-            score[i] += (double)s->q[g * s->d_k + d] * k * (double)s->scale;
-            magnitude += fabs((double)s->q[g * s->d_k + d] * k * (double)s->scale);
+            const double k =
+                (double)item(s, s->keys[j / PE_PAGE_TOKENS], true, d, j % PE_PAGE_TOKENS);
+            score[j] += (double)s->q[i * s->d_k + d] * k * (double)s->scale;
+            magnitude += fabs((double)s->q[i * s->d_k + d] * k * (double)s->scale);
         }
-        max = fmax(max, score[i]);
+        max = fmax(max, score[j]);
         widest = fmax(widest, magnitude);
     }
     const double relative =
         2.0 * ((double)s->d_k + 4.0) * EPS * widest + (2.0 * (double)n + 40.0) * EPS;
     double sum = 0.0;
-    for (size_t i = 0; i < n; i++) {
-        sum += exp(score[i] - max);
+    for (size_t j = 0; j < n; j++) {
+        sum += exp(score[j] - max);
     }
     for (size_t d = 0; d < s->d_v; d++) {
         double mix = 0.0;
         double magnitude = 0.0;
-        for (size_t i = 0; i < n; i++) {
+        for (size_t j = 0; j < n; j++) {
             const double v =
-                (double)item(s, s->values[i / PE_PAGE_TOKENS], i % PE_PAGE_TOKENS * s->d_v + d);
-            mix += exp(score[i] - max) * v / sum;
-            magnitude += exp(score[i] - max) * fabs(v) / sum;
+                (double)item(s, s->values[j / PE_PAGE_TOKENS], false, d, j % PE_PAGE_TOKENS);
+            mix += exp(score[j] - max) * v / sum;
+            magnitude += exp(score[j] - max) * fabs(v) / sum;
         }
         // e^-87 stands for everything below it.
         CHECK(fabs((double)(acc[d] / softmax.sum) - mix) <= relative * magnitude + 0x1p-118,
-              "d_k %zu d_v %zu n %zu head %zu dim %zu: found %.9g, in double %.9g", s->d_k, s->d_v,
-              n, g, d, (double)(acc[d] / softmax.sum), mix);
+              "d_k %zu d_v %zu n %zu query %zu dim %zu: found %.9g, in double %.9g", s->d_k, s->d_v,
+              n, i, d, (double)(acc[d] / softmax.sum), mix);
     }
     CHECK(fabs((double)softmax.max - max) <= ((double)s->d_k + 2.0) * EPS * widest,
           "largest score: found %.9g, in double %.9g", (double)softmax.max, max);
 }
 
+/* The bits of a query's d_v sums and its softmax, wherever it stood in a tile. */
+static bool same_query(const scene *s, pe_softmax a, const float *acc_a, pe_softmax b,
+                       const float *acc_b) {
+    return memcmp(&a, &b, sizeof a) == 0 && memcmp(acc_a, acc_b, s->d_v * sizeof *acc_a) == 0;
+}
+
 static void check_scene(const scene *s) {
-    pe_softmax expected[MAX_GROUP];
-    float expected_acc[MAX_GROUP * MAX_WIDTH];
-    attend(PE_ISA_SCALAR, s, 0, s->n_group, expected, expected_acc);
-    for (size_t g = 0; g < s->n_group; g++) {
-        check_head(s, g, expected[g], expected_acc + g * s->d_v);
+    static float expected_acc[MAX_QUERIES * MAX_WIDTH];
+    pe_softmax expected[MAX_QUERIES];
+    const size_t d_v = round_up(s->d_v);
+    attend(PE_ISA_SCALAR, s, 0, s->n_queries, expected, expected_acc);
+    for (size_t i = 0; i < s->n_queries; i++) {
+        check_query(s, i, expected[i], expected_acc + i * d_v);
     }
     FOR_EACH_ISA(isa) {
-        pe_softmax softmax[MAX_GROUP];
-        float *acc = guarded(7, s->n_group * s->d_v * sizeof *acc);
-        attend(isa, s, 0, s->n_group, softmax, acc);
-        CHECK(memcmp(softmax, expected, s->n_group * sizeof *softmax) == 0 &&
-                  memcmp(acc, expected_acc, s->n_group * s->d_v * sizeof *acc) == 0,
-              "isa %d d_k %zu d_v %zu group %zu valid %zu pages %zu", (int)isa, s->d_k, s->d_v,
-              s->n_group, s->n_valid, s->n_pages);
-        for (size_t g = 0; g < s->n_group; g++) {  // alone as in the group
-            acc = guarded(7, s->d_v * sizeof *acc);
-            attend(isa, s, g, 1, softmax, acc);
-            CHECK(memcmp(softmax, &expected[g], sizeof *softmax) == 0 &&
-                      memcmp(acc, expected_acc + g * s->d_v, s->d_v * sizeof *acc) == 0,
-                  "isa %d head %zu of %zu alone", (int)isa, g, s->n_group);
+        pe_softmax softmax[MAX_QUERIES];
+        // The whole tile, then its queries alone, then cut at a random place.
+        const size_t cut = rng_below((uint32_t)s->n_queries);
+        for (size_t first = 0, n = s->n_queries, turn = 0; turn < s->n_queries + 2; turn++) {
+            float *acc = guarded(7, n * d_v * sizeof *acc);
+            attend(isa, s, first, n, softmax, acc);
+            for (size_t i = 0; i < n; i++) {
+                CHECK(same_query(s, softmax[i], acc + i * d_v, expected[first + i],
+                                 expected_acc + (first + i) * d_v),
+                      "isa %d type %d d_k %zu d_v %zu query %zu of %zu from %zu, valid %u, pages"
+                      " %zu",
+                      (int)isa, (int)s->type, s->d_k, s->d_v, i, n, first, s->n_valid[first + i],
+                      s->n_pages);
+            }
+            first = turn == s->n_queries ? cut : turn;
+            n = turn == s->n_queries ? s->n_queries - cut : 1;
         }
     }
     check_guards();
 }
 
-static const size_t WIDTHS[] = {1, 3, 8, 20, 32, 40, 64, 80, 128};
+static const size_t WIDTHS[] = {1, 3, 8, 20, 32, 40, 48, 64, 80, 96, 128, 256};
 
 static void attend_pages(pe_kv_type type) {
     init_kernels();
-    for (size_t n_valid = 1; n_valid <= PE_PAGE_TOKENS; n_valid++) {
+    for (uint32_t round = 0; round < 4 * PE_PAGE_TOKENS; round++) {
         for (size_t w = 0; w < PE_LEN(WIDTHS); w++) {
-            for (size_t n_group = 1; n_group <= MAX_GROUP; n_group++) {
-                scene s = {.type = type,
-                           .d_k = WIDTHS[w],
-                           .d_v = WIDTHS[(w + n_valid) % PE_LEN(WIDTHS)],
-                           .n_group = n_group,
-                           .n_pages = 1 + (n_valid + n_group) % MAX_PAGES,
-                           .n_valid = n_valid};
-                // Widths where the softmax is flat, usual, and a single one.
-                make_scene(&s, n_group == 1 ? 1000.0f : n_group == 2 ? 0.01f : 3.0f);
-                check_scene(&s);
+            scene s = {.type = type,
+                       .d_k = WIDTHS[w],
+                       .d_v = WIDTHS[(w + round) % PE_LEN(WIDTHS)],
+                       .n_queries = 1 + (round + w) % MAX_QUERIES,
+                       .n_pages = 1 + (round + w) % MAX_PAGES};
+            for (size_t i = 0; i < s.n_queries; i++) {
+                // All the same, rising as a prompt's tokens do, at random.
+                s.n_valid[i] = 1 + (w % 3 == 0   ? round % PE_PAGE_TOKENS
+                                    : w % 3 == 1 ? (round + (uint32_t)i / 4) % PE_PAGE_TOKENS
+                                                 : rng_below(PE_PAGE_TOKENS));
             }
+            // Widths where the softmax is flat, usual, and a single one.
+            make_scene(&s, round % 5 == 0 ? 1000.0f : round % 5 == 1 ? 0.01f : 3.0f);
+            check_scene(&s);
         }
     }
 }
@@ -183,47 +266,60 @@ static void attend_f32(void) {
 static void attend_f16(void) {
     attend_pages(PE_KV_F16);
 }
+static void attend_q8_0(void) {
+    attend_pages(PE_KV_Q8_0);
+}
+static void attend_q4_0(void) {
+    attend_pages(PE_KV_Q4_0);
+}
 
 /* What is not a number shows up in what reads it, and nowhere else. */
 static void attend_not_numbers(void) {
     init_kernels();
-    for (uint32_t round = 0; round < 300; round++) {
-        scene s = {.type = round % 2 == 0 ? PE_KV_F32 : PE_KV_F16,
+    for (uint32_t round = 0; round < 600; round++) {
+        scene s = {.type = PE_KV_F32 + round % 4,
                    .d_k = WIDTHS[rng_below(PE_LEN(WIDTHS))],
                    .d_v = WIDTHS[rng_below(PE_LEN(WIDTHS))],
-                   .n_group = 3,
-                   .n_pages = 2,
-                   .n_valid = 1 + rng_below(PE_PAGE_TOKENS)};
+                   .n_queries = 3,
+                   .n_pages = 2};
+        s.n_valid[0] = s.n_valid[1] = s.n_valid[2] = 1 + rng_below(PE_PAGE_TOKENS);
         make_scene(&s, 1.0f);
         const size_t page = rng_below(2);
-        const size_t j = rng_below((uint32_t)valid_in(&s, page));
+        const size_t j = rng_below((uint32_t)valid_in(&s, 0, page));
         const size_t dim = rng_below((uint32_t)s.d_v);
-        const uint32_t what = round / 2 % 3;
+        const size_t reach = s.type >= PE_KV_Q8_0 ? 32 : 1;  // a block shares its scale
+        const uint32_t what = round / 4 % 3;
         if (what == 0) {
-            s.q[s.d_k + rng_below((uint32_t)s.d_k)] = NAN;  // head 1
+            s.q[s.d_k + rng_below((uint32_t)s.d_k)] = NAN;  // query 1
         } else if (what == 1) {
-            set_item(&s, s.keys[page], rng_below((uint32_t)s.d_k) * PE_PAGE_TOKENS + j, NAN);
+            set_item(&s, s.keys[page], true, rng_below((uint32_t)s.d_k), j, NAN);
         } else {
-            set_item(&s, s.values[page], j * s.d_v + dim, NAN);
+            set_item(&s, s.values[page], false, dim, j, NAN);
         }
-        pe_softmax expected[MAX_GROUP];
-        float expected_acc[MAX_GROUP * MAX_WIDTH];
+        pe_softmax expected[MAX_QUERIES];
+        static float expected_acc[MAX_QUERIES * MAX_WIDTH];
+        static float acc[MAX_QUERIES * MAX_WIDTH];
+        const size_t d_v = round_up(s.d_v);
         FOR_EACH_ISA(isa) {
-            pe_softmax softmax[MAX_GROUP];
-            float acc[MAX_GROUP * MAX_WIDTH];
-            attend(isa, &s, 0, s.n_group, softmax, acc);
-            for (size_t i = 0; i < s.n_group * s.d_v; i++) {
-                const bool nan = what == 0 ? i / s.d_v == 1 : what == 1 ? true : i % s.d_v == dim;
-                CHECK(is_nan(acc[i] / softmax[i / s.d_v].sum) == nan, "case %u item %zu: %g", what,
-                      i, (double)acc[i]);
+            pe_softmax softmax[MAX_QUERIES];
+            attend(isa, &s, 0, s.n_queries, softmax, acc);
+            for (size_t i = 0; i < s.n_queries * d_v; i++) {
+                const size_t d = i % d_v;
+                const bool nan = what == 0   ? i / d_v == 1
+                                 : what == 1 ? true
+                                             : d / reach == dim / reach;
+                CHECK(d >= s.d_v || is_nan(acc[i] / softmax[i / d_v].sum) == nan,
+                      "case %u item %zu: %g", what, i, (double)acc[i]);
             }
             if (isa == PE_ISA_SCALAR) {
                 memcpy(expected, softmax, sizeof expected);
-                memcpy(expected_acc, acc, s.n_group * s.d_v * sizeof *acc);
+                memcpy(expected_acc, acc, s.n_queries * d_v * sizeof *acc);
             }
-            CHECK_U64(first_difference(acc, expected_acc, s.n_group * s.d_v), s.n_group * s.d_v);
-            CHECK_U64(first_difference(&softmax->max, &expected->max, 2 * s.n_group),
-                      2 * s.n_group);
+            for (size_t i = 0; i < s.n_queries; i++) {
+                CHECK_U64(first_difference(acc + i * d_v, expected_acc + i * d_v, s.d_v), s.d_v);
+            }
+            CHECK_U64(first_difference(&softmax->max, &expected->max, 2 * s.n_queries),
+                      2 * s.n_queries);
         }
     }
 }
@@ -322,10 +418,12 @@ static void exponential(void) {
         float sums[MAX_ISAS];
         FOR_EACH_ISA(isa) {
             const float one = 1.0f;
-            float page[PE_PAGE_TOKENS] = {x};
-            float acc = 0.0f;
+            const float page[PE_PAGE_TOKENS] = {x};
+            static const float values[PE_PAGE_TOKENS * PE_LANES] = {0};
+            float acc[PE_LANES] = {0};
+            const uint32_t n_valid = 1;
             pe_softmax softmax = {.max = 0.0f, .sum = 0.0f};
-            kernels[isa].attend[PE_KV_F32](&softmax, &acc, &one, 1, page, page, 1, 1, 1, 1.0f);
+            kernels[isa].attend(&softmax, acc, &one, &n_valid, 1, page, values, 1, PE_LANES, 1.0f);
             sums[isa] = softmax.sum;
             CHECK_U64(first_difference(&sums[isa], &sums[PE_ISA_SCALAR], 1), 1);
         }
@@ -336,8 +434,8 @@ static void exponential(void) {
 
 int main(void) {
     static const test_case tests[] = {
-        TEST(attend_f32), TEST(attend_f16), TEST(attend_not_numbers),
-        TEST(rms_norm),   TEST(silu_mul),   TEST(exponential),
+        TEST(attend_f32),         TEST(attend_f16), TEST(attend_q8_0), TEST(attend_q4_0),
+        TEST(attend_not_numbers), TEST(rms_norm),   TEST(silu_mul),    TEST(exponential),
     };
     return run_tests(tests, PE_LEN(tests));
 }

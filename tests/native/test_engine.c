@@ -281,7 +281,7 @@ static void limits(void) {
     params.isa = 99;
     CHECK_FAILS(pe_engine_open(&engine, file, &params, err), PE_ERR_ARG, "isa");
     params.isa = 0;
-    params.kv_type = 3;
+    params.kv_type = PE_KV_Q4_0 + 1;
     CHECK_FAILS(pe_engine_open(&engine, file, &params, err), PE_ERR_ARG, "kv_type");
     params.kv_type = PE_KV_F32;
     params.n_batch = 1u << 20;

@@ -61,7 +61,7 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     }
     PE_TRY(at_most("n_threads", params->n_threads, MAX_THREADS, err));
     PE_TRY(at_most("n_batch", params->n_batch, MAX_N_BATCH, err));
-    PE_TRY(at_most("kv_type", params->kv_type, PE_KV_F16, err));
+    PE_TRY(at_most("kv_type", params->kv_type, PE_KV_END - 1, err));
     if (!pe_cpu_has_isa((pe_isa)params->isa)) {
         return pe_fail(
             err, PE_ERR_ARG, "isa: expected what this processor has, up to %s, found %u (%s)",
@@ -94,8 +94,9 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     PE_TRY(pe_kv_pool_init(&engine->kv, &shape, max_kv_bytes, err));
     pe_kernels_init(&engine->ops.kernels, (pe_isa)params->isa);
     const uint32_t n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH;
-    PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx), err));
     const uint32_t n_threads = params->n_threads > 0 ? params->n_threads : pe_cpu_n_usable();
+    PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx),
+                           n_threads, err));
     return pe_pool_new(&engine->ops.pool, n_threads, err);
 }
 

@@ -109,7 +109,7 @@ static bool pack_q8_0(pe_block_q8_0 *out, const float *x) {
     return store_f16(&out->d, d);
 }
 
-static bool pack_block(void *out, pe_dtype dtype, const float *x) {
+bool pe_quant_pack_block(void *out, pe_dtype dtype, const float *x) {
     switch (dtype) {
     case PE_DTYPE_Q4_0: return pack_q4_0(out, x);
     case PE_DTYPE_Q4_1: return pack_q4_1(out, x);
@@ -166,7 +166,7 @@ pe_status pe_quantize(void *out, uint32_t dtype, const float *weights, uint64_t 
     const pe_dtype_info info = pe_dtype_find(dtype)->info;
     for (uint64_t b = 0; b < n_weights / info.block_weights; b++) {
         const float *x = weights + b * info.block_weights;
-        if (!pack_block((uint8_t *)out + b * info.block_bytes, (pe_dtype)dtype, x)) {
+        if (!pe_quant_pack_block((uint8_t *)out + b * info.block_bytes, (pe_dtype)dtype, x)) {
             return pe_fail(err, PE_ERR_NUMERIC,
                            "weights %" PRIu64 " to %" PRIu64
                            ": expected a %s scale that fits fp16 (up to 65504), found a larger one",

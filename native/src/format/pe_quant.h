@@ -12,4 +12,9 @@
  * errors   cannot fail */
 void pe_quant_unpack(float *out, pe_dtype dtype, const void *blocks, size_t n);
 
+/* Encodes 32 numbers as one block of a block-quantized type that can be written.
+ * returns  false when its scale or minimum leaves fp16, where it is infinite
+ * threads  re-entrant */
+bool pe_quant_pack_block(void *out, pe_dtype dtype, const float *x);
+
 #endif

@@ -21,7 +21,7 @@
 #ifndef PE_KERNELS_H
 #define PE_KERNELS_H
 
-#include "pe_dtype.h"
+#include "pe_page.h"
 
 /* Virtual lanes of a float sum: one AVX-512 register, two of AVX2, four of NEON. */
 #define PE_LANES 16
@@ -63,20 +63,34 @@ typedef struct pe_softmax {
     float sum;  // of exp(score - max); starts at 0
 } pe_softmax;
 
-/* Queries of the heads that share one KV head, against one KV page.
+/* Turns one head's keys, or its values, of a page into floats.
  *
- * shape    q: n_group query heads of d_k floats, d_k apart
- *          keys: [d_k][PE_PAGE_TOKENS], values: [PE_PAGE_TOKENS][d_v], of the
- *          cache's type; positions from n_valid on are ignored, n_valid >= 1
- *          softmax: [n_group]; acc: n_group rows of d_v floats, d_v apart
- * numeric  score[j] = scale * (fma chain over d_k in order, from +0, of q and key j)
- *          max' = the largest of max and the scores
+ * shape    stored: as pe_page.h says, d wide
+ *          keys: out has room for [d][PE_PAGE_TOKENS]
+ *          values: out has room for [PE_PAGE_TOKENS][d_out], d_out being d rounded up
+ *          to a multiple of PE_LANES; numbers behind d mean nothing
+ *          next: what will be opened after it, of the same shape, to be prefetched
+ * returns  where the floats are: out, or stored where that holds them as they are
+ * align    stored and next start on a cache line
+ * numeric  float types exact; quantized: the scale widened times (float)(integer) */
+typedef const float *(*pe_open_fn)(float *out, const void *stored, const void *next, size_t d);
+
+/* A tile of queries of one KV head against an opened page.
+ *
+ * shape    q: n_queries rows of d_k floats; softmax: [n_queries]
+ *          acc: n_queries rows of d_v floats; d_v a multiple of PE_LANES
+ *          keys: [d_k][PE_PAGE_TOKENS], values: [PE_PAGE_TOKENS][d_v]
+ *          n_valid: [n_queries], each 1 to PE_PAGE_TOKENS: positions from there on
+ *          are ignored by that query, whatever lies there
+ * numeric  each query by itself, whatever the tile:
+ *          score[j] = scale * (fma chain over d_k in order, from +0, of q and key j)
+ *          max' = the largest of max and the scores, + 0 (which makes -0 into +0)
  *          p[j] = exp(score[j] - max'), 0 for ignored j; shrink = exp(max - max')
  *          sum = sum * shrink + (p added in halves: j and j + 16, ... + 8, 4, 2, 1)
  *          acc = acc * shrink, then fma(p[j], value[j], acc) for valid j in order */
-typedef void (*pe_attend_fn)(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
-                             const void *keys, const void *values, size_t d_k, size_t d_v,
-                             size_t n_valid, float scale);
+typedef void (*pe_attend_fn)(pe_softmax *softmax, float *acc, const float *q,
+                             const uint32_t *n_valid, size_t n_queries, const float *keys,
+                             const float *values, size_t d_k, size_t d_v, float scale);
 
 typedef struct pe_kernels {
     pe_isa isa;  // the best level that filled any entry
@@ -99,7 +113,9 @@ typedef struct pe_kernels {
     void (*silu_mul)(float *out, const float *gate, const float *up, size_t n);
 
     /* By pe_kv_type. */
-    pe_attend_fn attend[3];
+    pe_open_fn open_keys[PE_KV_END];
+    pe_open_fn open_values[PE_KV_END];
+    pe_attend_fn attend;
 } pe_kernels;
 
 /* Fills the table for an instruction set that this processor has.
@@ -115,6 +131,9 @@ void pe_kernels_init_avx512(pe_kernels *kernels);
 void pe_kernels_init_neon(pe_kernels *kernels);
 void pe_kernels_init_dotprod(pe_kernels *kernels);
 void pe_kernels_init_i8mm(pe_kernels *kernels);
+void pe_kernels_init_attend_avx2(pe_kernels *kernels);
+void pe_kernels_init_attend_avx512(pe_kernels *kernels);
+void pe_kernels_init_attend_neon(pe_kernels *kernels);
 
 /* ---- shared definitions ----------------------------------------------- */
 

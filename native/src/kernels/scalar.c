@@ -175,45 +175,127 @@ static void silu_mul_scalar(float *out, const float *gate, const float *up, size
 
 /* ---- attention -------------------------------------------------------- */
 
-static void attend_scalar(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
-                          const void *keys, const void *values, size_t d_k, size_t d_v,
-                          size_t n_valid, float scale, widen_fn widen) {
-    for (size_t g = 0; g < n_group; g++, softmax++, q += d_k, acc += d_v) {
-        float p[PE_PAGE_TOKENS] = {0};
-        float max = softmax->max;
-        for (size_t j = 0; j < n_valid; j++) {
-            float score = 0.0f;
-            for (size_t d = 0; d < d_k; d++) {
-                score = fmaf(q[d], widen(keys, d * PE_PAGE_TOKENS + j), score);
-            }
-            p[j] = score * scale;
-            max = max_or_second(p[j], max);
-        }
-        for (size_t j = 0; j < n_valid; j++) {
-            p[j] = exp_f32(p[j] - max);
-        }
-        const float shrink = exp_f32(softmax->max - max);
-        for (size_t d = 0; d < d_v; d++) {
-            acc[d] = acc[d] * shrink;
-            for (size_t j = 0; j < n_valid; j++) {
-                acc[d] = fmaf(p[j], widen(values, j * d_v + d), acc[d]);
-            }
-        }
-        softmax->sum = softmax->sum * shrink + add_in_halves(p, PE_PAGE_TOKENS);
-        softmax->max = max;
+static const float *open_keys_f32_scalar(float *out, const void *stored, const void *next,
+                                         size_t d) {
+    (void)out, (void)next, (void)d;
+    return stored;
+}
+
+static const float *open_keys_f16_scalar(float *out, const void *stored, const void *next,
+                                         size_t d) {
+    (void)next;
+    for (size_t i = 0; i < d * PE_PAGE_TOKENS; i++) {
+        out[i] = widen_f16(stored, i);
     }
+    return out;
 }
 
-static void attend_f32_scalar(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
-                              const void *keys, const void *values, size_t d_k, size_t d_v,
-                              size_t n_valid, float scale) {
-    attend_scalar(softmax, acc, q, n_group, keys, values, d_k, d_v, n_valid, scale, widen_f32);
+/* Values whose rows are d numbers: into rows of d rounded up, zeros behind. */
+static const float *open_rows(float *out, const void *stored, size_t d, widen_fn widen) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    for (size_t i = 0; i < PE_PAGE_TOKENS * d_out; i++) {
+        out[i] = i % d_out < d ? widen(stored, i / d_out * d + i % d_out) : 0.0f;
+    }
+    return out;
 }
 
-static void attend_f16_scalar(pe_softmax *softmax, float *acc, const float *q, size_t n_group,
-                              const void *keys, const void *values, size_t d_k, size_t d_v,
-                              size_t n_valid, float scale) {
-    attend_scalar(softmax, acc, q, n_group, keys, values, d_k, d_v, n_valid, scale, widen_f16);
+static const float *open_values_f32_scalar(float *out, const void *stored, const void *next,
+                                           size_t d) {
+    (void)next;
+    return open_rows(out, stored, d, widen_f32);
+}
+
+static const float *open_values_f16_scalar(float *out, const void *stored, const void *next,
+                                           size_t d) {
+    (void)next;
+    return open_rows(out, stored, d, widen_f16);
+}
+
+/* Dimension i of position j of a quantized type. */
+static float page_item(pe_kv_type type, const void *stored, size_t d, size_t i, size_t j,
+                       bool is_key) {
+    const size_t width = (size_t)pe_page_width(d);
+    const pe_f16 *scales = stored;
+    const uint8_t *integers = (const uint8_t *)stored + pe_page_scale_bytes(type, d);
+    const float scale = pe_f16_to_f32(scales[i / PE_BLOCK * PE_PAGE_TOKENS + j]);
+    if (type == PE_KV_Q8_0) {
+        const size_t at = is_key ? i * PE_PAGE_TOKENS + j : j * width + i;
+        return (float)((const int8_t *)integers)[at] * scale;
+    }
+    const size_t byte = i / PE_BLOCK * (PE_BLOCK / 2) + i % (PE_BLOCK / 2);
+    const size_t at = is_key ? byte * PE_PAGE_TOKENS + j : j * (width / 2) + byte;
+    const int32_t q = i % PE_BLOCK < PE_BLOCK / 2 ? integers[at] & 15 : integers[at] >> 4;
+    return (float)(q - 8) * scale;
+}
+
+static const float *open_keys_quantized(float *out, const void *stored, size_t d, pe_kv_type type) {
+    for (size_t i = 0; i < d; i++) {
+        for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+            out[i * PE_PAGE_TOKENS + j] = page_item(type, stored, d, i, j, true);
+        }
+    }
+    return out;
+}
+
+static const float *open_values_quantized(float *out, const void *stored, size_t d,
+                                          pe_kv_type type) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+        for (size_t i = 0; i < d_out; i++) {
+            out[j * d_out + i] = i < d ? page_item(type, stored, d, i, j, false) : 0.0f;
+        }
+    }
+    return out;
+}
+
+/* Defines open_<part>_<name>_scalar for a quantized type. */
+#define OPEN(part, name, type)                                                                     \
+    static const float *open_##part##_##name##_scalar(float *out, const void *stored,              \
+                                                      const void *next, size_t d) {                \
+        (void)next;                                                                                \
+        return open_##part##_quantized(out, stored, d, type);                                      \
+    }
+
+OPEN(keys, q8_0, PE_KV_Q8_0)
+OPEN(keys, q4_0, PE_KV_Q4_0)
+OPEN(values, q8_0, PE_KV_Q8_0)
+OPEN(values, q4_0, PE_KV_Q4_0)
+
+static void attend_one(pe_softmax *softmax, float *acc, const float *q, size_t n_valid,
+                       const float *keys, const float *values, size_t d_k, size_t d_v,
+                       float scale) {
+    float p[PE_PAGE_TOKENS] = {0};
+    float max = softmax->max;
+    for (size_t j = 0; j < n_valid; j++) {
+        float score = 0.0f;
+        for (size_t d = 0; d < d_k; d++) {
+            score = fmaf(q[d], keys[d * PE_PAGE_TOKENS + j], score);
+        }
+        p[j] = score * scale;
+        max = max_or_second(p[j], max);
+    }
+    max = max + 0.0f;
+    for (size_t j = 0; j < n_valid; j++) {
+        p[j] = exp_f32(p[j] - max);
+    }
+    const float shrink = exp_f32(softmax->max - max);
+    for (size_t d = 0; d < d_v; d++) {
+        acc[d] = acc[d] * shrink;
+        for (size_t j = 0; j < n_valid; j++) {
+            acc[d] = fmaf(p[j], values[j * d_v + d], acc[d]);
+        }
+    }
+    softmax->sum = softmax->sum * shrink + add_in_halves(p, PE_PAGE_TOKENS);
+    softmax->max = max;
+}
+
+static void attend_scalar(pe_softmax *softmax, float *acc, const float *q, const uint32_t *n_valid,
+                          size_t n_queries, const float *keys, const float *values, size_t d_k,
+                          size_t d_v, float scale) {
+    for (size_t i = 0; i < n_queries; i++) {
+        attend_one(&softmax[i], acc + i * d_v, q + i * d_k, n_valid[i], keys, values, d_k, d_v,
+                   scale);
+    }
 }
 
 void pe_kernels_init_scalar(pe_kernels *kernels) {
@@ -238,6 +320,13 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_scalar;
     kernels->silu_mul = silu_mul_scalar;
-    kernels->attend[PE_KV_F32] = attend_f32_scalar;
-    kernels->attend[PE_KV_F16] = attend_f16_scalar;
+    kernels->open_keys[PE_KV_F32] = open_keys_f32_scalar;
+    kernels->open_keys[PE_KV_F16] = open_keys_f16_scalar;
+    kernels->open_keys[PE_KV_Q8_0] = open_keys_q8_0_scalar;
+    kernels->open_keys[PE_KV_Q4_0] = open_keys_q4_0_scalar;
+    kernels->open_values[PE_KV_F32] = open_values_f32_scalar;
+    kernels->open_values[PE_KV_F16] = open_values_f16_scalar;
+    kernels->open_values[PE_KV_Q8_0] = open_values_q8_0_scalar;
+    kernels->open_values[PE_KV_Q4_0] = open_values_q4_0_scalar;
+    kernels->attend = attend_scalar;
 }

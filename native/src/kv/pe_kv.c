@@ -2,25 +2,23 @@
 
 #include <inttypes.h>
 
-#include "pe_f16.h"
 #include "pe_mem.h"
+#include "pe_quant.h"
+#include "pe_rotate.h"
 
 struct pe_page {
     uint64_t n_references;
     uint8_t *data;
 };
 
-static uint64_t item_bytes(pe_kv_type type) {
-    return type == PE_KV_F32 ? sizeof(float) : sizeof(pe_f16);
-}
-
 pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t max_bytes,
                           pe_error *err) {
     *pool = (pe_kv_pool){.shape = *shape, .max_bytes = max_bytes};
     uint64_t n_heads;
     const uint64_t widths = (uint64_t)shape->d_k + shape->d_v;
-    if (!pe_mul_u64(&pool->head_bytes, widths, PE_PAGE_TOKENS * item_bytes(shape->type)) ||
-        !pe_mul_u64(&n_heads, shape->n_layers, shape->n_kv_heads) ||
+    pool->head_bytes =
+        pe_page_bytes(shape->type, shape->d_k) + pe_page_bytes(shape->type, shape->d_v);
+    if (!pe_mul_u64(&n_heads, shape->n_layers, shape->n_kv_heads) ||
         !pe_mul_u64(&pool->page_bytes, pool->head_bytes, n_heads)) {
         return pe_fail(err, PE_ERR_ARG,
                        "KV page: expected a size that fits 64 bits, found %u layers of %u heads"
@@ -154,18 +152,15 @@ const void *pe_kv_keys(const pe_kv_pool *pool, const pe_kv_table *table, uint64_
     return head_data(pool, table, i_page, layer, head);
 }
 
-static uint64_t keys_bytes(const pe_kv_shape *shape) {
-    return (uint64_t)shape->d_k * PE_PAGE_TOKENS * item_bytes(shape->type);
-}
-
 const void *pe_kv_values(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,
                          uint32_t layer, uint32_t head) {
-    return head_data(pool, table, i_page, layer, head) + keys_bytes(&pool->shape);
+    return head_data(pool, table, i_page, layer, head) +
+           pe_page_bytes(pool->shape.type, pool->shape.d_k);
 }
 
-/* Writes n numbers, stride items apart. */
-static void store(void *data, pe_kv_type type, size_t first, size_t stride, const float *x,
-                  size_t n) {
+/* Writes n floats, stride items apart. */
+static void store_floats(void *data, pe_kv_type type, size_t first, size_t stride, const float *x,
+                         size_t n) {
     if (type == PE_KV_F32) {
         for (size_t i = 0; i < n; i++) {
             ((float *)data)[first + i * stride] = x[i];
@@ -177,14 +172,65 @@ static void store(void *data, pe_kv_type type, size_t first, size_t stride, cons
     }
 }
 
+/* Up to 32 numbers as one block; what is not a number makes all of it NaN. */
+static void pack(void *out, pe_dtype dtype, const float *x, size_t n) {
+    float padded[PE_BLOCK] = {0};
+    bool finite = true;
+    for (size_t i = 0; i < n; i++) {
+        padded[i] = x[i];
+        finite = finite && pe_f32_is_finite(x[i]);
+    }
+    if (!finite) {
+        memset(padded, 0, sizeof padded);
+    }
+    pe_quant_pack_block(out, dtype, padded);
+    if (!finite) {
+        const pe_f16 nan = 0x7e00;
+        memcpy(out, &nan, sizeof nan);  // both types begin with their scale
+    }
+}
+
+/* Writes n numbers of the position in slot as blocks, a block's bytes stride apart,
+ * blocks one behind the other. */
+static void store_blocks(uint8_t *data, pe_kv_type type, size_t slot, size_t first, size_t stride,
+                         const float *x, size_t n) {
+    pe_f16 *scales = (pe_f16 *)data;
+    uint8_t *integers = data + pe_page_scale_bytes(type, n);
+    for (size_t b = 0; b * PE_BLOCK < n; b++) {
+        const size_t n_here = PE_MIN(n - b * PE_BLOCK, (size_t)PE_BLOCK);
+        pe_block_q8_0 q8;
+        pe_block_q4_0 q4;
+        if (type == PE_KV_Q8_0) {
+            pack(&q8, PE_DTYPE_Q8_0, x + b * PE_BLOCK, n_here);
+        } else {
+            pack(&q4, PE_DTYPE_Q4_0, x + b * PE_BLOCK, n_here);
+        }
+        scales[b * PE_PAGE_TOKENS + slot] = type == PE_KV_Q8_0 ? q8.d : q4.d;
+        const size_t n_bytes = type == PE_KV_Q8_0 ? sizeof q8.q : sizeof q4.q;
+        for (size_t i = 0; i < n_bytes; i++) {
+            integers[first + (b * n_bytes + i) * stride] =
+                type == PE_KV_Q8_0 ? (uint8_t)q8.q[i] : q4.q[i];
+        }
+    }
+}
+
 void pe_kv_store(const pe_kv_pool *pool, const pe_kv_table *table, uint32_t layer,
-                 uint64_t position, const float *k, const float *v) {
+                 uint64_t position, float *k, float *v) {
     const pe_kv_shape *shape = &pool->shape;
     const size_t slot = position % PE_PAGE_TOKENS;
-    for (uint32_t h = 0; h < shape->n_kv_heads; h++) {
-        uint8_t *data = head_data(pool, table, position / PE_PAGE_TOKENS, layer, h);
-        store(data, shape->type, slot, PE_PAGE_TOKENS, k + (size_t)h * shape->d_k, shape->d_k);
-        store(data + keys_bytes(shape), shape->type, slot * shape->d_v, 1,
-              v + (size_t)h * shape->d_v, shape->d_v);
+    for (uint32_t h = 0; h < shape->n_kv_heads; h++, k += shape->d_k, v += shape->d_v) {
+        uint8_t *keys = head_data(pool, table, position / PE_PAGE_TOKENS, layer, h);
+        uint8_t *values = keys + pe_page_bytes(shape->type, shape->d_k);
+        if (!pe_kv_rotates(shape->type)) {
+            store_floats(keys, shape->type, slot, PE_PAGE_TOKENS, k, shape->d_k);
+            store_floats(values, shape->type, slot * shape->d_v, 1, v, shape->d_v);
+            continue;
+        }
+        const size_t width = pe_page_width(shape->d_v);
+        const size_t row_bytes = shape->type == PE_KV_Q8_0 ? width : width / 2;
+        pe_rotate(k, shape->d_k);
+        pe_rotate(v, shape->d_v);
+        store_blocks(keys, shape->type, slot, slot, PE_PAGE_TOKENS, k, shape->d_k);
+        store_blocks(values, shape->type, slot, slot * row_bytes, 1, v, shape->d_v);
     }
 }

@@ -2,15 +2,16 @@
  *
  * One page holds its positions for every layer and KV head:
  *
- *     layer 0: head 0: keys [d_k][32], values [32][d_v]; head 1: ...
+ *     layer 0: head 0: keys, values; head 1: ...
  *     layer 1: ...
  *
- * Keys lie dimension by dimension, so that 32 scores are summed side by side
- * without horizontal additions; values lie position by position for the same
- * reason. A table lists one session's pages in order. Pages are counted
- * references: forked tables share them, and a page is copied before it is written
- * while shared. Pages are taken as positions fill and freed when the last
- * reference goes.
+ * pe_page.h says how keys and values lie there. What goes into a quantized type is
+ * rotated first (pe_rotate), so that a block's scale is not set by one dimension
+ * that is always large: scores are the same when queries are rotated too, and sums
+ * of values when they are rotated back. A table lists one session's pages in order.
+ * Pages are counted references: forked tables share them, and a page is copied
+ * before it is written while shared. Pages are taken as positions fill and freed
+ * when the last reference goes.
  *
  * Knows nothing of models or sessions; the caller serialises all calls on one pool
  * and its tables, except pe_kv_store and the pe_kv_ readers, which may run in
@@ -19,7 +20,7 @@
 #ifndef PE_KV_H
 #define PE_KV_H
 
-#include "pe_status.h"
+#include "pe_page.h"
 
 typedef struct pe_page pe_page;
 
@@ -66,11 +67,19 @@ void pe_kv_clear(pe_kv_pool *pool, pe_kv_table *table);
  * errors   PE_ERR_NOMEM, the table stays empty */
 pe_status pe_kv_share(pe_kv_table *table, const pe_kv_table *from, pe_error *err);
 
+/* Whether keys and values of the type are stored rotated. */
+static inline bool pe_kv_rotates(pe_kv_type type) {
+    return type == PE_KV_Q8_0 || type == PE_KV_Q4_0;
+}
+
 /* Writes one position of one layer.
  * shape    k: [n_kv_heads][d_k], v: [n_kv_heads][d_v]
+ * alias    k and v are rotated in place where the type asks for it
+ * numeric  quantized types round as pe_quantize does; a block that holds NaN or
+ *          infinity has the scale NaN, one beyond the range of fp16 scales infinity
  * errors   cannot fail: the position is reserved */
 void pe_kv_store(const pe_kv_pool *pool, const pe_kv_table *table, uint32_t layer,
-                 uint64_t position, const float *k, const float *v);
+                 uint64_t position, float *k, float *v);
 
 /* The keys and values of a page for one layer and head. */
 const void *pe_kv_keys(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,

@@ -22,7 +22,7 @@ static void *take(pe_scratch *s, uint64_t n_items, uint64_t item_bytes, bool *ok
 }
 
 pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
-                          pe_error *err) {
+                          uint32_t n_threads, pe_error *err) {
     const pe_hparams *hp = &model->hparams;
     const uint64_t d_heads = (uint64_t)hp->n_heads * hp->d_v;
     const uint64_t d_widest = PE_MAX(PE_MAX(hp->d_model, hp->d_ff), d_heads);
@@ -43,6 +43,9 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     s->gate = take(s, n * hp->d_ff, sizeof(float), &ok);
     s->up = take(s, n * PE_MAX(hp->d_ff, hp->d_model), sizeof(float), &ok);
     s->q8 = take(s, n * pe_ceil_div(d_widest, PE_BLOCK), sizeof(pe_act_block), &ok);
+    s->attend.n_floats = pe_attend_room_floats(hp->d_k, hp->d_v);
+    s->attend.floats = take(s, n_threads, s->attend.n_floats * sizeof(float), &ok);
+    s->attend.tiles = take(s, n, sizeof *s->attend.tiles, &ok);
     if (!ok) {
         const uint64_t n_bytes = s->n_bytes;
         pe_scratch_free(s);
@@ -57,9 +60,20 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
 }
 
 void pe_scratch_free(pe_scratch *scratch) {
-    void *const blocks[] = {scratch->tokens, scratch->places, scratch->rope_freqs, scratch->angles,
-                            scratch->x,      scratch->h,      scratch->q,          scratch->k,
-                            scratch->v,      scratch->gate,   scratch->up,         scratch->q8};
+    void *const blocks[] = {scratch->tokens,
+                            scratch->places,
+                            scratch->rope_freqs,
+                            scratch->angles,
+                            scratch->x,
+                            scratch->h,
+                            scratch->q,
+                            scratch->k,
+                            scratch->v,
+                            scratch->gate,
+                            scratch->up,
+                            scratch->q8,
+                            scratch->attend.floats,
+                            scratch->attend.tiles};
     for (size_t i = 0; i < PE_LEN(blocks); i++) {
         pe_mem_free(blocks[i]);
     }
@@ -186,8 +200,12 @@ static void step_qkv(pass *p) {
 static void step_attend(pass *p) {
     const pe_hparams *hp = &p->model->hparams;
     for_tokens(p, store_token);
-    pe_attend(p->ops, p->kv, p->layer, p->s->h, p->s->q, p->s->places, p->s->n_tokens, hp->n_heads,
-              1.0f / sqrtf((float)hp->d_k));
+    const pe_queries queries = {.q = p->s->q,
+                                .places = p->s->places,
+                                .n_tokens = p->s->n_tokens,
+                                .n_heads = hp->n_heads,
+                                .scale = 1.0f / sqrtf((float)hp->d_k)};
+    pe_attend(p->ops, p->kv, p->layer, p->s->h, &queries, &p->s->attend);
     set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * hp->d_v);
 }
 

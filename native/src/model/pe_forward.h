@@ -28,13 +28,15 @@ typedef struct pe_scratch {
     float *gate;        // [n_batch][d_ff]; after SwiGLU the current value
     float *up;          // [n_batch][wider of d_ff and d_model]
     pe_act_block *q8;   // of the current value
+    pe_attend_room attend;
 } pe_scratch;
 
-/* Sizes and takes the memory, fills rope_freqs.
+/* Sizes and takes the memory for batches of n_batch tokens on n_threads threads,
+ * fills rope_freqs.
  * owner    freed with pe_scratch_free
  * errors   PE_ERR_NOMEM names the bytes */
 pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
-                          pe_error *err);
+                          uint32_t n_threads, pe_error *err);
 
 /* A zeroed scratch is allowed. */
 void pe_scratch_free(pe_scratch *scratch);

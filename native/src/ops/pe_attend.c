@@ -2,68 +2,174 @@
 
 #include <math.h>
 
-/* Query heads that go through a page together; more are taken in turns. */
-#define MAX_GROUP 16u
+#include "pe_rotate.h"
+
+/* Queries that go through a page together: enough that opening it (about 1 operation
+ * for its 2 n of work) stays small, few enough that they and the page share the
+ * first-level cache at a head width of 64. */
+#define TILE_QUERIES 64u
+
+/* Chunks per thread that even out the different lengths of tiles. */
+#define CHUNKS_PER_THREAD 4u
 
 typedef struct attend_job {
     const pe_ops *ops;
     const pe_kv_pool *kv;
     uint32_t layer;
     float *out;
-    const float *q;
-    const pe_place *places;
-    uint32_t n_heads;
-    float scale;
+    const pe_queries *queries;
+    const pe_attend_room *room;
+    uint32_t n_tiles;
 } attend_job;
 
-static void attend_group(const attend_job *job, size_t i_token, uint32_t kv_head, uint32_t head,
-                         uint32_t n_group) {
-    const pe_kv_shape *shape = &job->kv->shape;
-    const pe_place *place = &job->places[i_token];
-    const float *q = job->q + (i_token * job->n_heads + head) * shape->d_k;
-    float *acc = job->out + (i_token * job->n_heads + head) * shape->d_v;
-    pe_softmax softmax[MAX_GROUP];
-    for (uint32_t g = 0; g < n_group; g++) {
-        softmax[g] = (pe_softmax){.max = -INFINITY, .sum = 0.0f};
-    }
-    memset(acc, 0, (size_t)n_group * shape->d_v * sizeof *acc);
-    for (uint64_t first = 0; first <= place->position; first += PE_PAGE_TOKENS) {
-        const uint64_t i_page = first / PE_PAGE_TOKENS;
-        const uint64_t n_valid = PE_MIN(place->position + 1 - first, PE_PAGE_TOKENS);
-        job->ops->kernels.attend[shape->type](
-            softmax, acc, q, n_group,
-            pe_kv_keys(job->kv, place->table, i_page, job->layer, kv_head),
-            pe_kv_values(job->kv, place->table, i_page, job->layer, kv_head), shape->d_k,
-            shape->d_v, n_valid, job->scale);
-    }
-    for (uint32_t g = 0; g < n_group; g++) {
-        for (uint32_t d = 0; d < shape->d_v; d++) {
-            acc[(size_t)g * shape->d_v + d] /= softmax[g].sum;
+/* One thread's share of the room. */
+typedef struct bench {
+    float *q;       // [TILE_QUERIES][d_k]
+    float *acc;     // [TILE_QUERIES][d_v rounded up]
+    float *keys;    // [d_k][PE_PAGE_TOKENS]
+    float *values;  // [PE_PAGE_TOKENS][d_v rounded up]
+} bench;
+
+static uint64_t round_up(uint64_t d_v) {
+    return pe_ceil_div(d_v, PE_LANES) * PE_LANES;
+}
+
+uint64_t pe_attend_room_floats(uint32_t d_k, uint32_t d_v) {
+    return (TILE_QUERIES + PE_PAGE_TOKENS) * (d_k + round_up(d_v));
+}
+
+static bench bench_of(const attend_job *job, uint32_t i_thread) {
+    const uint64_t d_k = job->kv->shape.d_k;
+    const uint64_t d_v = round_up(job->kv->shape.d_v);
+    bench b;
+    b.q = job->room->floats + i_thread * job->room->n_floats;
+    b.acc = b.q + TILE_QUERIES * d_k;
+    b.keys = b.acc + TILE_QUERIES * d_v;
+    b.values = b.keys + d_k * PE_PAGE_TOKENS;
+    return b;
+}
+
+/* ---- one tile --------------------------------------------------------- */
+
+/* Heads [head, head + n_heads) of a tile's tokens, n_queries in all, token by token. */
+typedef struct group {
+    pe_tile tile;
+    uint32_t kv_head;
+    uint32_t head;
+    uint32_t n_heads;
+    uint32_t n_queries;
+} group;
+
+/* Where query i of the group stands among all heads of the batch. */
+static uint64_t row_of(const attend_job *job, const group *g, uint32_t i) {
+    const uint64_t token = g->tile.first + i / g->n_heads;
+    return token * job->queries->n_heads + g->head + i % g->n_heads;
+}
+
+static void gather(const attend_job *job, const group *g, float *q) {
+    const uint64_t d_k = job->kv->shape.d_k;
+    for (uint32_t i = 0; i < g->n_queries; i++, q += d_k) {
+        memcpy(q, job->queries->q + row_of(job, g, i) * d_k, d_k * sizeof *q);
+        if (pe_kv_rotates(job->kv->shape.type)) {
+            pe_rotate(q, d_k);
         }
     }
 }
 
-static void attend_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
-    (void)i_thread;
-    const attend_job *job = arg;
-    const uint32_t n_kv_heads = job->kv->shape.n_kv_heads;
-    const uint32_t per_kv_head = job->n_heads / n_kv_heads;
-    const uint32_t kv_head = i_chunk % n_kv_heads;
-    for (uint32_t g = 0; g < per_kv_head; g += MAX_GROUP) {
-        attend_group(job, i_chunk / n_kv_heads, kv_head, kv_head * per_kv_head + g,
-                     PE_MIN(per_kv_head - g, MAX_GROUP));
+static void scatter(const attend_job *job, const group *g, const pe_softmax *softmax,
+                    const float *acc) {
+    const uint64_t d_v = job->kv->shape.d_v;
+    for (uint32_t i = 0; i < g->n_queries; i++, acc += round_up(d_v)) {
+        float *out = job->out + row_of(job, g, i) * d_v;
+        for (uint64_t d = 0; d < d_v; d++) {
+            out[d] = acc[d] / softmax[i].sum;
+        }
+        if (pe_kv_rotates(job->kv->shape.type)) {
+            pe_rotate(out, d_v);
+        }
     }
 }
 
-void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out, const float *q,
-               const pe_place *places, size_t n_tokens, uint32_t n_heads, float scale) {
-    attend_job job = {.ops = ops,
-                      .kv = kv,
-                      .layer = layer,
-                      .out = out,
-                      .q = q,
-                      .places = places,
-                      .n_heads = n_heads,
-                      .scale = scale};
-    pe_pool_run(ops->pool, attend_chunk, &job, (uint32_t)n_tokens * kv->shape.n_kv_heads);
+static void attend_page(const attend_job *job, const group *g, const bench *b, pe_softmax *softmax,
+                        uint64_t i_page, uint64_t next) {
+    const pe_kv_shape *shape = &job->kv->shape;
+    const pe_kernels *kernels = &job->ops->kernels;
+    const pe_place *places = job->queries->places + g->tile.first;
+    const pe_kv_table *table = places->table;
+    const float *keys = kernels->open_keys[shape->type](
+        b->keys, pe_kv_keys(job->kv, table, i_page, job->layer, g->kv_head),
+        pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k);
+    const float *values = kernels->open_values[shape->type](
+        b->values, pe_kv_values(job->kv, table, i_page, job->layer, g->kv_head),
+        pe_kv_values(job->kv, table, next, job->layer, g->kv_head), shape->d_v);
+    uint32_t n_valid[TILE_QUERIES];
+    uint32_t n_before = 0;  // queries that stand in front of the page
+    for (uint32_t i = 0; i < g->n_queries; i++) {
+        const uint64_t end = (uint64_t)places[i / g->n_heads].position + 1;
+        const uint64_t first = i_page * PE_PAGE_TOKENS;
+        n_valid[i] = end > first ? (uint32_t)PE_MIN(end - first, PE_PAGE_TOKENS) : 0;
+        n_before += n_valid[i] == 0;
+    }
+    const uint64_t d_v = round_up(shape->d_v);
+    kernels->attend(softmax + n_before, b->acc + n_before * d_v,
+                    b->q + n_before * (uint64_t)shape->d_k, n_valid + n_before,
+                    g->n_queries - n_before, keys, values, shape->d_k, d_v, job->queries->scale);
+}
+
+static void attend_group(const attend_job *job, const group *g, uint32_t i_thread) {
+    const bench b = bench_of(job, i_thread);
+    const uint64_t last = job->queries->places[g->tile.first + g->tile.n_tokens - 1].position;
+    pe_softmax softmax[TILE_QUERIES];
+    for (uint32_t i = 0; i < g->n_queries; i++) {
+        softmax[i] = (pe_softmax){.max = -INFINITY, .sum = 0.0f};
+    }
+    gather(job, g, b.q);
+    memset(b.acc, 0, g->n_queries * round_up(job->kv->shape.d_v) * sizeof *b.acc);
+    for (uint64_t page = 0; page <= last / PE_PAGE_TOKENS; page++) {
+        attend_page(job, g, &b, softmax, page, PE_MIN(page + 1, last / PE_PAGE_TOKENS));
+    }
+    scatter(job, g, softmax, b.acc);
+}
+
+/* ---- the batch -------------------------------------------------------- */
+
+static void attend_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
+    const attend_job *job = arg;
+    const uint32_t n_kv_heads = job->kv->shape.n_kv_heads;
+    const uint32_t per_kv_head = job->queries->n_heads / n_kv_heads;
+    group g = {.kv_head = i_chunk % n_kv_heads};
+    // The last tiles see the most positions: they go first.
+    g.tile = job->room->tiles[job->n_tiles - 1 - i_chunk / n_kv_heads];
+    for (uint32_t first = 0; first < per_kv_head; first += g.n_heads) {
+        g.head = g.kv_head * per_kv_head + first;
+        g.n_heads = PE_MIN(per_kv_head - first, TILE_QUERIES);
+        g.n_queries = g.tile.n_tokens * g.n_heads;
+        attend_group(job, &g, i_thread);
+    }
+}
+
+/* Cuts the batch into tiles of one session each; gives their number. */
+static uint32_t cut_tiles(pe_tile *tiles, const pe_queries *queries, uint32_t max_tokens) {
+    uint32_t n_tiles = 0;
+    for (uint32_t i = 0; i < queries->n_tokens; i++) {
+        const bool fits = i > 0 && tiles[n_tiles - 1].n_tokens < max_tokens &&
+                          queries->places[i].table == queries->places[i - 1].table;
+        if (!fits) {
+            tiles[n_tiles++] = (pe_tile){.first = i, .n_tokens = 0};
+        }
+        tiles[n_tiles - 1].n_tokens++;
+    }
+    return n_tiles;
+}
+
+void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,
+               const pe_queries *queries, const pe_attend_room *room) {
+    const uint32_t n_kv_heads = kv->shape.n_kv_heads;
+    const uint64_t n_units = queries->n_tokens * n_kv_heads;
+    const uint64_t share = n_units / (CHUNKS_PER_THREAD * pe_pool_n_threads(ops->pool));
+    const uint32_t fitting = PE_MAX(TILE_QUERIES / (queries->n_heads / n_kv_heads), 1u);
+    attend_job job = {
+        .ops = ops, .kv = kv, .layer = layer, .out = out, .queries = queries, .room = room};
+    job.n_tiles = cut_tiles(room->tiles, queries, PE_MAX((uint32_t)PE_MIN(share, fitting), 1u));
+    pe_pool_run(ops->pool, attend_chunk, &job, job.n_tiles * n_kv_heads);
 }

@@ -11,12 +11,39 @@ typedef struct pe_place {
     uint32_t position;
 } pe_place;
 
+/* Neighbouring tokens of one session that go through the pages together. */
+typedef struct pe_tile {
+    uint32_t first;
+    uint32_t n_tokens;
+} pe_tile;
+
+/* Memory for the work of each thread. */
+typedef struct pe_attend_room {
+    float *floats;      // [n_threads][n_floats]
+    uint64_t n_floats;  // pe_attend_room_floats of the model's head widths
+    pe_tile *tiles;     // [tokens of a batch]
+} pe_attend_room;
+
+/* Floats that a thread needs; a multiple of a cache line. */
+uint64_t pe_attend_room_floats(uint32_t d_k, uint32_t d_v);
+
+/* What asks: each head of each token of a batch. */
+typedef struct pe_queries {
+    const float *q;          // [n_tokens][n_heads][d_k]
+    const pe_place *places;  // [n_tokens]
+    size_t n_tokens;
+    uint32_t n_heads;  // a multiple of the pool's n_kv_heads
+    float scale;
+} pe_queries;
+
 /* For every token and head: the softmax-weighted mean of the values at positions
  * 0 to the token's own, whose keys and values are stored already.
- * shape    q: [n_tokens][n_heads][d_k], out: [n_tokens][n_heads][d_v]; n_heads a
- *          multiple of the pool's n_kv_heads
- * numeric  pages in order by pe_attend_fn, then out = acc / sum */
-void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out, const float *q,
-               const pe_place *places, size_t n_tokens, uint32_t n_heads, float scale);
+ * shape    out: [n_tokens][n_heads][d_v]
+ * numeric  pages in order by pe_attend_fn, then out = acc / sum; for types that are
+ *          stored rotated, q is rotated before and out after that.
+ *          The tiles, and so the threads and the batch, do not show: a query's
+ *          arithmetic is its own */
+void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,
+               const pe_queries *queries, const pe_attend_room *room);
 
 #endif

@@ -5,18 +5,7 @@
 
 #if defined(__x86_64__)
 
-/* Switched on for this file alone; see avx2.c. */
-#if defined(__clang__)
-#include <immintrin.h>
-#pragma clang attribute push(                                                                      \
-    __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c"))),        \
-    apply_to = function)
-#else
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
-#include <immintrin.h>
-#endif
-
-#define INLINE static inline __attribute__((always_inline))
+#include "avx512.h"
 
 #define ROWS 32
 #define TILE_COLS 12

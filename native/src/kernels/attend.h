@@ -1,0 +1,370 @@
+/* Attention over pages for any vector width: the frame that the files of the
+ * instruction sets share.
+ *
+ * Such a file first says what a vector of LANES floats is and defines, all static:
+ *
+ *     vec_load, vec_store    LANES floats, unaligned
+ *     vec_all(x)             x in every lane
+ *     vec_add, vec_sub, vec_mul, vec_fma(a, b, c) = a b + c
+ *     vec_max(a, b)          a > b ? a : b
+ *     vec_hold(x)            x held to [PE_EXP_MIN, PE_EXP_MAX], NaN kept
+ *     vec_two_to(t)          2^n, where t is PE_EXP_MAGIC + n
+ *     vec_keep(v, other, first, n_valid)
+ *                            v in the lanes l with first + l < n_valid, else other
+ *     max_lanes(v)           the largest lane, v without NaN
+ *     add_page(v)            the sum of PAGE_VECS vectors in halves
+ *     vec_f16, vec_i8        LANES stored numbers as floats
+ *     vec_low, vec_high      the low, the high nibbles of LANES bytes, minus 8
+ *     SCORE_ROWS, SCORE_VECS, MIX_ROWS, MIX_VECS
+ *                            sizes of the two register tiles; powers of two
+ *
+ * and then includes this. Numeric contracts are those of pe_kernels.h.
+ */
+#ifndef PE_KERNELS_ATTEND_H
+#define PE_KERNELS_ATTEND_H
+
+#include <math.h>
+
+#include "pe_kernels.h"
+
+#define PAGE_VECS (PE_PAGE_TOKENS / LANES)
+
+/* Queries whose weights p lie side by side between the two products. */
+#define ROUND 16
+
+/* ---- opening ---------------------------------------------------------- */
+
+/* Prefetches the line of next that lies where at lies in stored. */
+INLINE void prefetch_beside(const void *at, const void *stored, const void *next) {
+    const size_t offset = (size_t)((const uint8_t *)at - (const uint8_t *)stored);
+    __builtin_prefetch((const uint8_t *)next + offset);
+}
+
+INLINE const float *prefetch_f32(const void *stored, const void *next, size_t n) {
+    for (size_t i = 0; i < n; i += PE_CACHE_LINE / sizeof(float)) {
+        prefetch_beside((const float *)stored + i, stored, next);
+    }
+    return stored;
+}
+
+/* n halves, a multiple of 32: one cache line a turn. */
+INLINE const float *open_halves(float *out, const void *stored, const void *next, size_t n) {
+    const pe_f16 *in = stored;
+    for (size_t i = 0; i < n; i += PE_PAGE_TOKENS) {
+        prefetch_beside(in + i, stored, next);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < PAGE_VECS; v++) {
+            vec_store(out + i + v * LANES, vec_f16(in + i + v * LANES));
+        }
+    }
+    return out;
+}
+
+static const float *open_keys_f32(float *out, const void *stored, const void *next, size_t d) {
+    (void)out;
+    return prefetch_f32(stored, next, d * PE_PAGE_TOKENS);
+}
+
+static const float *open_keys_f16(float *out, const void *stored, const void *next, size_t d) {
+    return open_halves(out, stored, next, d * PE_PAGE_TOKENS);
+}
+
+static const float *open_values_f32(float *out, const void *stored, const void *next, size_t d) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    if (d == d_out) {
+        return prefetch_f32(stored, next, d * PE_PAGE_TOKENS);
+    }
+    memset(out, 0, PE_PAGE_TOKENS * d_out * sizeof *out);
+    for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+        memcpy(out + j * d_out, (const float *)stored + j * d, d * sizeof *out);
+    }
+    return out;
+}
+
+static const float *open_values_f16(float *out, const void *stored, const void *next, size_t d) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    if (d == d_out) {
+        return open_halves(out, stored, next, d * PE_PAGE_TOKENS);
+    }
+    memset(out, 0, PE_PAGE_TOKENS * d_out * sizeof *out);
+    for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+        for (size_t i = 0; i < d; i++) {
+            out[j * d_out + i] = pe_f16_to_f32(((const pe_f16 *)stored)[j * d + i]);
+        }
+    }
+    return out;
+}
+
+INLINE const float *open_keys_quantized(float *out, const void *stored, const void *next, size_t d,
+                                        pe_kv_type type) {
+    const bool is_q8 = type == PE_KV_Q8_0;
+    const uint8_t *q = (const uint8_t *)stored + pe_page_scale_bytes(type, d);
+    for (size_t b = 0; b * PE_BLOCK < d; b++) {
+        const size_t n_dims = PE_MIN(d - b * PE_BLOCK, (size_t)PE_BLOCK);
+        const pe_f16 *scales = (const pe_f16 *)stored + b * PE_PAGE_TOKENS;
+        float *block = out + b * PE_BLOCK * PE_PAGE_TOKENS;
+        float *high = block + PE_BLOCK / 2 * PE_PAGE_TOKENS;
+        const size_t n_rows = is_q8 ? n_dims : PE_MIN(n_dims, (size_t)PE_BLOCK / 2);
+        vec scale[PAGE_VECS];
+        prefetch_beside(scales, stored, next);
+#pragma GCC unroll 8
+        for (size_t v = 0; v < PAGE_VECS; v++) {
+            scale[v] = vec_f16(scales + v * LANES);
+        }
+        for (size_t i = 0; i < n_rows; i++, q += PE_PAGE_TOKENS) {
+            const size_t at = i * PE_PAGE_TOKENS;
+            prefetch_beside(q, stored, next);
+#pragma GCC unroll 8
+            for (size_t v = 0; v < PAGE_VECS; v++) {
+                const vec w =
+                    is_q8 ? vec_i8((const int8_t *)q + v * LANES) : vec_low(q + v * LANES);
+                vec_store(block + at + v * LANES, vec_mul(w, scale[v]));
+                if (!is_q8 && i + PE_BLOCK / 2 < n_dims) {
+                    vec_store(high + at + v * LANES, vec_mul(vec_high(q + v * LANES), scale[v]));
+                }
+            }
+        }
+    }
+    return out;
+}
+
+INLINE const float *open_values_quantized(float *out, const void *stored, const void *next,
+                                          size_t d, pe_kv_type type) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    const size_t n_blocks = pe_page_width(d) / PE_BLOCK;
+    const bool is_q8 = type == PE_KV_Q8_0;
+    const uint8_t *q = (const uint8_t *)stored + pe_page_scale_bytes(type, d);
+    for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+        for (size_t b = 0; b < n_blocks; b++) {
+            float *block = out + j * d_out + b * PE_BLOCK;
+            const bool is_half = d_out - b * PE_BLOCK < PE_BLOCK;  // rows end with 16
+            const vec scale =
+                vec_all(pe_f16_to_f32(((const pe_f16 *)stored)[b * PE_PAGE_TOKENS + j]));
+            prefetch_beside(q, stored, next);
+#pragma GCC unroll 4
+            for (size_t i = 0; i < PE_BLOCK / 2; i += LANES) {
+                const int8_t *bytes = (const int8_t *)q + i;
+                vec_store(block + i, vec_mul(is_q8 ? vec_i8(bytes) : vec_low(q + i), scale));
+                if (!is_half) {
+                    vec_store(
+                        block + PE_BLOCK / 2 + i,
+                        vec_mul(is_q8 ? vec_i8(bytes + PE_BLOCK / 2) : vec_high(q + i), scale));
+                }
+            }
+            q += is_q8 ? PE_BLOCK : PE_BLOCK / 2;
+        }
+    }
+    return out;
+}
+
+/* Defines open_<part>_<name> for a quantized type. */
+#define OPEN(part, name, type)                                                                     \
+    static const float *open_##part##_##name(float *out, const void *stored, const void *next,     \
+                                             size_t d) {                                           \
+        return open_##part##_quantized(out, stored, next, d, type);                                \
+    }
+
+OPEN(keys, q8_0, PE_KV_Q8_0)
+OPEN(keys, q4_0, PE_KV_Q4_0)
+OPEN(values, q8_0, PE_KV_Q8_0)
+OPEN(values, q4_0, PE_KV_Q4_0)
+
+/* ---- products --------------------------------------------------------- */
+
+/* out[r][c] = the fma chain over k of a[r][k] b[k][c], from 0, or from out[r][c] *
+ * shrink[r]; n_rows by n_vecs vectors in registers (constants). */
+INLINE void multiply(float *out, size_t out_stride, const float *shrink, const float *a,
+                     size_t a_stride, const float *b, size_t b_stride, size_t n_k, size_t n_rows,
+                     size_t n_vecs) {
+    vec acc[16];
+#pragma GCC unroll 8
+    for (size_t r = 0; r < n_rows; r++) {
+#pragma GCC unroll 8
+        for (size_t v = 0; v < n_vecs; v++) {
+            acc[r * n_vecs + v] =
+                shrink == NULL
+                    ? vec_all(0.0f)
+                    : vec_mul(vec_load(out + r * out_stride + v * LANES), vec_all(shrink[r]));
+        }
+    }
+    for (size_t k = 0; k < n_k; k++) {
+        vec b_k[8];
+#pragma GCC unroll 8
+        for (size_t v = 0; v < n_vecs; v++) {
+            b_k[v] = vec_load(b + k * b_stride + v * LANES);
+        }
+#pragma GCC unroll 8
+        for (size_t r = 0; r < n_rows; r++) {
+            const vec a_k = vec_all(a[r * a_stride + k]);
+#pragma GCC unroll 8
+            for (size_t v = 0; v < n_vecs; v++) {
+                acc[r * n_vecs + v] = vec_fma(a_k, b_k[v], acc[r * n_vecs + v]);
+            }
+        }
+    }
+#pragma GCC unroll 8
+    for (size_t r = 0; r < n_rows; r++) {
+#pragma GCC unroll 8
+        for (size_t v = 0; v < n_vecs; v++) {
+            vec_store(out + r * out_stride + v * LANES, acc[r * n_vecs + v]);
+        }
+    }
+}
+
+/* Unscaled scores of n_rows queries (constant) against a whole page. */
+INLINE void score_rows(float *s, const float *q, const float *keys, size_t d_k, size_t n_rows) {
+#pragma GCC unroll 2
+    for (size_t v = 0; v < PAGE_VECS; v += SCORE_VECS) {
+        multiply(s + v * LANES, PE_PAGE_TOKENS, NULL, q, d_k, keys + v * LANES, PE_PAGE_TOKENS, d_k,
+                 n_rows, SCORE_VECS);
+    }
+}
+
+static void score(float *s, const float *q, size_t n_queries, const float *keys, size_t d_k) {
+    size_t i = 0;
+    for (; i + SCORE_ROWS <= n_queries; i += SCORE_ROWS) {
+        score_rows(s + i * PE_PAGE_TOKENS, q + i * d_k, keys, d_k, SCORE_ROWS);
+    }
+    if (SCORE_ROWS > 4 && i + 4 <= n_queries) {
+        score_rows(s + i * PE_PAGE_TOKENS, q + i * d_k, keys, d_k, 4);
+        i += 4;
+    }
+    if (i + 2 <= n_queries) {
+        score_rows(s + i * PE_PAGE_TOKENS, q + i * d_k, keys, d_k, 2);
+        i += 2;
+    }
+    if (i < n_queries) {
+        score_rows(s + i * PE_PAGE_TOKENS, q + i * d_k, keys, d_k, 1);
+    }
+}
+
+/* acc = acc * shrink + p values over n_positions for n_rows queries (constant). */
+INLINE void mix_rows(float *acc, const float *shrink, const float *p, const float *values,
+                     size_t n_positions, size_t d_v, size_t n_rows) {
+    size_t d = 0;
+    for (; d + MIX_VECS * LANES <= d_v; d += MIX_VECS * LANES) {
+        multiply(acc + d, d_v, shrink, p, PE_PAGE_TOKENS, values + d, d_v, n_positions, n_rows,
+                 MIX_VECS);
+    }
+    if (MIX_VECS > 2 && d + 2 * LANES <= d_v) {
+        multiply(acc + d, d_v, shrink, p, PE_PAGE_TOKENS, values + d, d_v, n_positions, n_rows, 2);
+        d += 2 * LANES;
+    }
+    if (MIX_VECS > 1 && d < d_v) {
+        multiply(acc + d, d_v, shrink, p, PE_PAGE_TOKENS, values + d, d_v, n_positions, n_rows, 1);
+    }
+}
+
+/* Queries that see more positions than their neighbours go on alone. */
+static void mix(float *acc, const float *shrink, const float *p, const uint32_t *n_valid,
+                size_t n_queries, const float *values, size_t d_v) {
+    static const float one = 1.0f;
+    size_t n_rows;
+    for (size_t i = 0; i < n_queries; i += n_rows) {
+        n_rows = n_queries - i >= MIX_ROWS ? MIX_ROWS : n_queries - i >= 2 ? 2 : 1;
+        uint32_t n_common = n_valid[i];
+        for (size_t r = 1; r < n_rows; r++) {
+            n_common = PE_MIN(n_common, n_valid[i + r]);
+        }
+        float *acc_i = acc + i * d_v;
+        const float *p_i = p + i * PE_PAGE_TOKENS;
+        if (n_rows == MIX_ROWS) {
+            mix_rows(acc_i, shrink + i, p_i, values, n_common, d_v, MIX_ROWS);
+        } else if (n_rows == 2) {
+            mix_rows(acc_i, shrink + i, p_i, values, n_common, d_v, 2);
+        } else {
+            mix_rows(acc_i, shrink + i, p_i, values, n_common, d_v, 1);
+        }
+        for (size_t r = 0; r < n_rows; r++) {
+            if (n_valid[i + r] > n_common) {
+                mix_rows(acc_i + r * d_v, &one, p_i + r * PE_PAGE_TOKENS + n_common,
+                         values + n_common * d_v, n_valid[i + r] - n_common, d_v, 1);
+            }
+        }
+    }
+}
+
+/* ---- softmax ---------------------------------------------------------- */
+
+INLINE vec vec_exp(vec x) {
+    x = vec_hold(x);
+    const vec t = vec_fma(x, vec_all(PE_EXP_LOG2E), vec_all(PE_EXP_MAGIC));
+    const vec n = vec_sub(t, vec_all(PE_EXP_MAGIC));
+    vec r = vec_fma(n, vec_all(-PE_EXP_LN2_HI), x);
+    r = vec_fma(n, vec_all(-PE_EXP_LN2_LO), r);
+    vec p = vec_all(PE_EXP_P0);
+    p = vec_fma(p, r, vec_all(PE_EXP_P1));
+    p = vec_fma(p, r, vec_all(PE_EXP_P2));
+    p = vec_fma(p, r, vec_all(PE_EXP_P3));
+    p = vec_fma(p, r, vec_all(PE_EXP_P4));
+    p = vec_fma(p, r, vec_all(PE_EXP_P5));
+    p = vec_add(vec_fma(p, vec_mul(r, r), r), vec_all(1.0f));
+    return vec_mul(p, vec_two_to(t));
+}
+
+/* Turns a page's scores into weights p in place; gives the new maximum and p's sum. */
+INLINE void weigh(float *s, float *max, float *sum, size_t n_valid, float scale) {
+    vec e[PAGE_VECS];
+    vec m = vec_all(*max);  // no lane ever turns NaN: it takes only what is greater
+#pragma GCC unroll 8
+    for (size_t v = 0; v < PAGE_VECS; v++) {
+        e[v] = vec_mul(vec_load(s + v * LANES), vec_all(scale));
+        m = vec_max(vec_keep(e[v], m, v * LANES, n_valid), m);
+    }
+    *max = max_lanes(m) + 0.0f;
+    m = vec_all(*max);
+#pragma GCC unroll 8
+    for (size_t v = 0; v < PAGE_VECS; v++) {
+        e[v] = vec_keep(vec_exp(vec_sub(e[v], m)), vec_all(0.0f), v * LANES, n_valid);
+        vec_store(s + v * LANES, e[v]);
+    }
+    *sum = add_page(e);
+}
+
+/* Moves up to ROUND softmax states by a page; p holds scores, then weights. */
+static void move_softmax(pe_softmax *softmax, float *shrink, float *p, const uint32_t *n_valid,
+                         size_t n_queries, float scale) {
+    float before[ROUND] = {0};
+    float after[ROUND] = {0};
+    float sums[ROUND];
+    for (size_t i = 0; i < n_queries; i++) {
+        before[i] = after[i] = softmax[i].max;
+        weigh(p + i * PE_PAGE_TOKENS, &after[i], &sums[i], n_valid[i], scale);
+    }
+    for (size_t i = 0; i < n_queries; i += LANES) {
+        vec_store(shrink + i, vec_exp(vec_sub(vec_load(before + i), vec_load(after + i))));
+    }
+    for (size_t i = 0; i < n_queries; i++) {
+        softmax[i].max = after[i];
+        softmax[i].sum = softmax[i].sum * shrink[i] + sums[i];
+    }
+}
+
+/* ---- the entry -------------------------------------------------------- */
+
+static void attend(pe_softmax *softmax, float *acc, const float *q, const uint32_t *n_valid,
+                   size_t n_queries, const float *keys, const float *values, size_t d_k, size_t d_v,
+                   float scale) {
+    for (size_t i = 0; i < n_queries; i += ROUND) {
+        const size_t n = PE_MIN(n_queries - i, (size_t)ROUND);
+        float p[ROUND * PE_PAGE_TOKENS];
+        float shrink[ROUND];
+        score(p, q + i * d_k, n, keys, d_k);
+        move_softmax(softmax + i, shrink, p, n_valid + i, n, scale);
+        mix(acc + i * d_v, shrink, p, n_valid + i, n, values, d_v);
+    }
+}
+
+INLINE void init_attend(pe_kernels *kernels) {
+    kernels->open_keys[PE_KV_F32] = open_keys_f32;
+    kernels->open_keys[PE_KV_F16] = open_keys_f16;
+    kernels->open_keys[PE_KV_Q8_0] = open_keys_q8_0;
+    kernels->open_keys[PE_KV_Q4_0] = open_keys_q4_0;
+    kernels->open_values[PE_KV_F32] = open_values_f32;
+    kernels->open_values[PE_KV_F16] = open_values_f16;
+    kernels->open_values[PE_KV_Q8_0] = open_values_q8_0;
+    kernels->open_values[PE_KV_Q4_0] = open_values_q4_0;
+    kernels->attend = attend;
+}
+
+#endif
