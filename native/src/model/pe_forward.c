@@ -197,9 +197,35 @@ static void step_qkv(pass *p) {
     pe_matmul(p->ops, products, PE_LEN(products), &p->h);
 }
 
+/* In the last layer, once keys and values are stored, tokens whose logits nobody wants are
+ * done: the others move together. Each is computed by itself, so this changes no bit. */
+static void drop_unwanted(pass *p) {
+    const pe_hparams *hp = &p->model->hparams;
+    const uint64_t q_width = (uint64_t)hp->n_heads * hp->d_k;
+    pe_scratch *s = p->s;
+    uint32_t n_kept = 0;
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        if (s->tokens[i].logits == NULL) {
+            continue;
+        }
+        if (n_kept < i) {
+            s->tokens[n_kept] = s->tokens[i];
+            s->places[n_kept] = s->places[i];
+            memcpy(s->q + n_kept * q_width, s->q + i * q_width, q_width * sizeof *s->q);
+            memcpy(s->x + (uint64_t)n_kept * hp->d_model, s->x + (uint64_t)i * hp->d_model,
+                   hp->d_model * sizeof *s->x);
+        }
+        n_kept++;
+    }
+    s->n_tokens = n_kept;
+}
+
 static void step_attend(pass *p) {
     const pe_hparams *hp = &p->model->hparams;
     for_tokens(p, store_token);
+    if (p->layer + 1 == hp->n_layers) {
+        drop_unwanted(p);
+    }
     const pe_queries queries = {.q = p->s->q,
                                 .places = p->s->places,
                                 .n_tokens = p->s->n_tokens,
@@ -227,7 +253,7 @@ static void step_project_add(pass *p, const pe_step *step) {
 
 static void run_layer(pass *p) {
     const pe_arch *arch = p->model->arch;
-    for (size_t i = 0; i < arch->n_steps; i++) {
+    for (size_t i = 0; i < arch->n_steps && p->s->n_tokens > 0; i++) {
         const pe_step *step = &arch->steps[i];
         switch (step->kind) {
         case PE_STEP_RMS_NORM: step_rms_norm(p, step); break;
