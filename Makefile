@@ -84,7 +84,8 @@ wheel: build  ## wheel and sdist into dist/
 	$(BIN)/python -m build
 
 bench: build  ## speed of the core here: bandwidth, kernels, the bundled model
-	$(BIN)/python bench/bench_model.py
+	$(BIN)/pyengine bench
+	$(BIN)/python bench/kernels.py
 
 clean:  ## remove what the other verbs made
 	rm -rf build dist *.egg-info pyengine/*.so $(VENV) $(REFERENCE_VENV) .pytest_cache \

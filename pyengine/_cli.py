@@ -1,4 +1,4 @@
-"""The command line: run, inspect, convert.
+"""The command line: run, bench, inspect, convert.
 
 Errors end in one line on stderr: exit code 2 for wrong usage, 1 for everything else that
 went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
@@ -7,16 +7,19 @@ went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
 from __future__ import annotations
 
 import io
+import json
 import re
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import click
 
 import pyengine
+from pyengine._bench import Bench, Plan, Row, header, numbers, peak_bytes, picture, table
 from pyengine._engine import Engine
 from pyengine._errors import ArgumentError, PyengineError
 from pyengine._generate import Generation, Stream
@@ -236,25 +239,123 @@ def _summary(result: Generation) -> str:
         f"prefill {times.n_prefill} tokens, {times.prefill_tokens_per_second:.1f} tok/s",
         f"decode {times.n_decode} tokens, {times.decode_tokens_per_second:.1f} tok/s",
     ]
-    peak = _peak_bytes()
+    peak = peak_bytes()
     if peak is not None:
         parts.append(f"peak memory {_mb(peak)}")
     parts += [f"seed {result.seed}", f"ended by {result.finish_reason}"]
     return "\n[" + " | ".join(parts) + "]"
 
 
-def _peak_bytes() -> int | None:
-    """Peak resident memory of this process, the mapped pages of the model included."""
-    try:
-        import resource
-    except ImportError:  # not a POSIX system
-        return None
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
 def _mb(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
+
+
+# ---- bench ----
+
+
+@_group.command("bench", context_settings=_CONTEXT)
+@click.argument("model", required=False, type=click.Path())
+@click.option("-t", "--threads", help="Thread counts, such as 4 or 1..4.  [default: usable cores]")
+@click.option("--prefill", default="32,128,512", show_default=True, help="Prompt lengths.")
+@click.option("--decode", default=64, show_default=True, help="Tokens one by one; 0: none.")
+@click.option("--depth", default="0", show_default=True, help="Tokens held beforehand.")
+@click.option("--columns", default="1,2,4,8", show_default=True, help="Sessions decoded together.")
+@click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True)
+@click.option("-c", "--ctx-size", type=int, help="Context in tokens.")
+@click.option(
+    "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
+)
+@click.option(
+    "--isa",
+    type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
+    help="Force an instruction set.",
+)
+@click.option(
+    "--json", "json_path", is_flag=False, flag_value="-", help="Write JSON there; alone: to stdout."
+)
+@click.option("--svg", "svg_path", type=click.Path(), help="Draw a picture there.")
+def _bench(
+    model: str | None,
+    threads: str | None,
+    prefill: str,
+    decode: int,
+    depth: str,
+    columns: str,
+    repeat: int,
+    ctx_size: int | None,
+    kv_type: str,
+    isa: str | None,
+    json_path: str | None,
+    svg_path: str | None,
+) -> int:
+    """Measures the speed of MODEL here; without one, of the bundled story model."""
+    options = {"n_ctx": ctx_size, "kv_type": kv_type, "isa": isa}
+    if threads is None:
+        with Engine(model, **options) as engine:  # type: ignore[arg-type]
+            threads = str(engine.info.n_threads)
+    plan = Plan(
+        threads=_at_least_1(numbers(threads, "--threads"), "--threads"),
+        prefill=_at_least_1(numbers(prefill, "--prefill"), "--prefill") if prefill else [],
+        decode=decode,
+        depth=numbers(depth, "--depth"),
+        columns=_at_least_1(numbers(columns, "--columns"), "--columns") if columns else [],
+        repeat=repeat,
+        options=options,
+    )
+    if decode < 0:
+        raise ArgumentError(f"--decode: expected 0 or more, found {decode}")
+    head = header(model, plan)
+    bench = Bench(model, plan, _bench_status)
+    rows: list[Row] = []
+    interrupted = False
+    try:
+        for row in bench.rows():
+            rows.append(row)  # one by one: Ctrl-C keeps what was measured
+    except KeyboardInterrupt:
+        interrupted = True
+    finally:
+        _bench_status("")
+    head["bandwidth_bytes_per_second"] = bench.bandwidth
+    head["peak_resident_bytes"] = peak_bytes()
+    head["complete"] = not interrupted
+    document = json.dumps(
+        {**head, "skipped": bench.skipped, "rows": [asdict(row) for row in rows]}, indent=2
+    )
+    if json_path == "-":
+        click.echo(document)
+    else:
+        click.echo(table(head, rows))
+        for line in bench.skipped:
+            click.echo(f"skipped {line}", err=True)
+    if json_path not in (None, "-"):
+        _write_whole(Path(str(json_path)), document + "\n")
+    if svg_path is not None:
+        _write_whole(Path(svg_path), picture(head, rows))
+    return _INTERRUPTED if interrupted else 0
+
+
+def _at_least_1(values: list[int], name: str) -> list[int]:
+    if min(values) < 1:
+        raise ArgumentError(f"{name}: expected numbers from 1 on, found {min(values)}")
+    return values
+
+
+def _bench_status(text: str) -> None:
+    """One line on a terminal's stderr that says what runs; the empty text takes it away."""
+    if sys.stderr.isatty():
+        sys.stderr.write(f"\r{text:<70}" + ("" if text else "\r"))
+        sys.stderr.flush()
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file that appears only when it is complete."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_text(text, encoding="utf-8")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise click.ClickException(f"{path}: {error.strerror}") from error
 
 
 # ---- inspect and convert ----

@@ -134,6 +134,25 @@ class Session(ClosableHandle):
             call(lib.pe_session_rewind, handle, integer("n_tokens", n_tokens, 0, held))
 
 
+def feed_together(engine: Engine, sessions: Sequence[Session], token: int) -> Logits:
+    """Appends one token to each of several sessions in one pass over the weights.
+
+    Returns:
+        Float32 of shape ``[len(sessions), n_vocab]``.
+    """
+    ids = token_array([token], engine.n_vocab)
+    out = np.empty((len(sessions), engine.n_vocab), np.float32)
+    feeds = ffi.new("pe_feed[]", len(sessions))
+    with engine.lock:
+        for i, session in enumerate(sessions):
+            feeds[i].session = session._open_handle()
+            feeds[i].tokens = ffi.cast("const uint32_t *", ids.ctypes.data)
+            feeds[i].n_tokens = feeds[i].n_logits = 1
+            feeds[i].logits = ffi.cast("float *", out[i].ctypes.data)
+        call(lib.pe_engine_forward, engine.handle, feeds, len(sessions), ffi.NULL)
+    return out
+
+
 def token_array(
     tokens: Sequence[int] | npt.NDArray[np.integer[Any]], n_vocab: int, *, name: str = "tokens"
 ) -> npt.NDArray[np.uint32]:

@@ -30,6 +30,7 @@ PY_LAYERS: list[set[str]] = [
     {"_generate"},
     {"_engine", "_inspect"},
     {"__init__"},
+    {"_bench"},
     {"_cli"},
     {"__main__"},
 ]
