@@ -73,7 +73,9 @@ def _group() -> None:
     "--stop", "-r", "--reverse-prompt", multiple=True, help="End before this text; repeatable."
 )
 @click.option("--ignore-eos", is_flag=True, help="Never choose an end token.")
-@click.option("--kv-type", type=click.Choice(["auto", "f16", "f32"]), default="auto")
+@click.option(
+    "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
+)
 @click.option(
     "--isa",
     type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),

@@ -33,7 +33,14 @@ _ISAS = {
     "dotprod": lib.PE_ISA_DOTPROD,
     "i8mm": lib.PE_ISA_I8MM,
 }
-_KV_TYPES = {"auto": lib.PE_KV_AUTO, "f32": lib.PE_KV_F32, "f16": lib.PE_KV_F16}
+_KV_TYPES = {
+    "auto": lib.PE_KV_AUTO,
+    "f32": lib.PE_KV_F32,
+    "f16": lib.PE_KV_F16,
+    "q8_0": lib.PE_KV_Q8_0,
+    "q4_0": lib.PE_KV_Q4_0,
+}
+_KV_NAMES = {number: name for name, number in _KV_TYPES.items()}
 
 # Rows of logits that perplexity holds at a time: 64 rows of a 128k vocabulary are 33 MB.
 _SCORED_ROWS = 64
@@ -48,7 +55,7 @@ class EngineInfo:
         isa: Instruction set of the kernels that run.
         n_ctx: Positions a session may hold.
         n_ctx_train: Positions the model was trained for.
-        kv_type: How keys and values are stored, ``"f16"`` or ``"f32"``.
+        kv_type: How keys and values are stored: ``"f32"``, ``"f16"``, ``"q8_0"`` or ``"q4_0"``.
         weight_bytes: All weights; they stay in the file's mapping.
         decode_bytes: Weights read to decode one token.
         scratch_bytes: Working memory taken when the engine opened.
@@ -108,7 +115,8 @@ class Engine(ClosableHandle):
             is the default. Memory is taken only as positions fill.
         n_threads: Threads that compute, the caller's included; default: usable cores.
         n_batch: Tokens per pass, 256 by default; more needs more working memory.
-        kv_type: ``"f16"`` or ``"f32"``; ``"auto"`` is f32 for F32 models, else f16.
+        kv_type: ``"f32"``, ``"f16"``, ``"q8_0"`` or ``"q4_0"``; ``"auto"`` is f32 for F32
+                models, else f16. docs/ACCURACY.md says what each costs.
         max_kv_bytes: Bound on the KV pages of all sessions together.
         isa: Force an instruction set, ``"scalar"``, ``"avx2"``, ``"avx_vnni"`` or
             ``"avx512"``, on Arm ``"neon"``, ``"dotprod"`` or ``"i8mm"``; results do not
@@ -137,7 +145,7 @@ class Engine(ClosableHandle):
         n_ctx: int | None = None,
         n_threads: int | None = None,
         n_batch: int | None = None,
-        kv_type: Literal["auto", "f16", "f32"] = "auto",
+        kv_type: Literal["auto", "f32", "f16", "q8_0", "q4_0"] = "auto",
         max_kv_bytes: int | None = None,
         isa: Literal["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]
         | None = None,
@@ -226,7 +234,7 @@ class Engine(ClosableHandle):
             fields = {name: getattr(raw, name) for name in EngineInfo.__slots__}
             fields["architecture"] = ffi.string(raw.architecture).decode()
             fields["isa"] = ffi.string(raw.isa).decode()
-        fields["kv_type"] = "f32" if raw.kv_type == lib.PE_KV_F32 else "f16"
+        fields["kv_type"] = _KV_NAMES[raw.kv_type]
         return EngineInfo(**fields)
 
     # ---- tokens ----

@@ -104,6 +104,7 @@ static void same_bits_however_computed(void) {
         random_tokens(tokens, 70);
         pe_engine_params params = params_of(1, 128);
         params.isa = PE_ISA_SCALAR;
+        params.kv_type = (uint32_t)t % 5;
         pe_engine *engine = open_engine(file, params);
         feed_in_cuts(engine, tokens, 70, 70, logits_a);
         for (size_t i = 0; i < 70 * TINY_VOCAB; i++) {
@@ -117,6 +118,7 @@ static void same_bits_however_computed(void) {
                 for (size_t b = 0; b < LEN(batches); b++) {
                     params = params_of(n_threads, batches[b]);
                     params.isa = (uint32_t)isa;
+                    params.kv_type = (uint32_t)t % 5;
                     engine = open_engine(file, params);
                     const uint32_t n_cut =
                         cuts[(t + n_threads + 2 * b + (uint32_t)isa) % LEN(cuts)];
@@ -126,7 +128,9 @@ static void same_bits_however_computed(void) {
                 }
             }
         }
-        engine = open_engine(file, params_of(2, 64));
+        params = params_of(2, 64);
+        params.kv_type = (uint32_t)t % 5;
+        engine = open_engine(file, params);
         for (size_t c = 0; c < LEN(cuts); c++) {
             feed_in_cuts(engine, tokens, 70, cuts[c], logits_b);
             check_logits("cut", logits_b, logits_a, 70);

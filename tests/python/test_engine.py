@@ -36,6 +36,7 @@ from pyengine import (
 from pyengine._native import lib
 
 PAGE = 32  # positions
+KV_TYPES = ["f32", "f16", "q8_0", "q4_0"]
 ISAS = sorted(
     name.removeprefix("PE_ISA_").lower()
     for name in dir(lib)
@@ -243,7 +244,7 @@ def test_threads_batches_and_cuts_do_not_change_a_bit(
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize("kv_type", ["f16", "f32"])
+@pytest.mark.parametrize("kv_type", KV_TYPES)
 @pytest.mark.parametrize("dtype", ODD)
 def test_instruction_sets_give_the_bits_of_portable_code(
     make_model: Callable[[Shape], Path], dtype: str, kv_type: Any, isa: Any
@@ -270,6 +271,35 @@ def has_avx2() -> bool:
     if platform.machine() != "x86_64" or not cpuinfo.exists():
         return False
     return {"avx2", "fma", "f16c"} <= set(cpuinfo.read_text().split())
+
+
+@pytest.mark.parametrize("head_width", [12, 32, 40, 64, 80, 96])
+@pytest.mark.parametrize("kv_type", ["q8_0", "q4_0"])
+def test_a_quantized_cache_is_near_and_does_not_depend_on_cuts_forks_or_threads(
+    make_model: Callable[[Shape], Path], kv_type: Any, head_width: int
+) -> None:
+    path = make_model(Shape(heads=4, kv_heads=2, head_width=head_width))
+    tokens = random_tokens(2 * PAGE + 7)
+    exact = NumpyLlama(path).logits(tokens)
+    with Engine(path, n_threads=1, kv_type=kv_type) as engine:
+        assert engine.info.kv_type == kv_type
+        # Whole blocks of 32, their integers and a 16-bit scale.
+        blocks = -(-head_width // 32) * (34 if kv_type == "q8_0" else 18)
+        assert engine.info.kv_page_bytes == PAGE * Shape().layers * 2 * 2 * blocks
+        expected = engine.logits(tokens)
+        error = np.sqrt(np.mean((expected - exact) ** 2)) / exact.std()
+        assert error < (0.02 if kv_type == "q8_0" else 0.25)
+        with engine.session() as session:
+            session.feed(tokens[:50], logits="none")
+            with session.fork() as fork:
+                fork.feed(random_tokens(20), logits="none")
+            session.feed(random_tokens(9), logits="none")
+            session.rewind(35)
+            rows = session.feed(tokens[35:], logits="all")
+            assert np.array_equal(rows, expected[35:])
+    for n_threads, n_batch in ((2, 1), (3, 7), (5, 33)):
+        with Engine(path, n_threads=n_threads, n_batch=n_batch, kv_type=kv_type) as engine:
+            assert np.array_equal(engine.logits(tokens), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -543,7 +573,7 @@ OPTIONS: list[tuple[dict[str, Any], str]] = [
     ({"n_batch": 0}, "n_batch: expected an integer from 1"),
     ({"n_batch": 4097}, "n_batch: expected at most 4096"),
     ({"max_kv_bytes": 0}, "max_kv_bytes: expected an integer from 1"),
-    ({"kv_type": "q8"}, "kv_type: expected one of auto, f32, f16, found 'q8'"),
+    ({"kv_type": "q8"}, "kv_type: expected one of auto, f32, f16, q8_0, q4_0, found 'q8'"),
     ({"kv_type": None}, "kv_type: expected one of"),
     ({"isa": "sse"}, "isa: expected one of .*scalar.*, found 'sse'"),
 ]

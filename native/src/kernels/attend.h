@@ -11,8 +11,9 @@
  *     vec_two_to(t)          2^n, where t is PE_EXP_MAGIC + n
  *     vec_keep(v, other, first, n_valid)
  *                            v in the lanes l with first + l < n_valid, else other
- *     max_lanes(v)           the largest lane, v without NaN
- *     add_page(v)            the sum of PAGE_VECS vectors in halves
+ *     WEIGH_ROWS             queries whose softmax is worked on side by side
+ *     max_rows(out, v)       the largest lane of each of WEIGH_ROWS vectors, none NaN
+ *     add_rows(out, e)       of as many rows of a page the sum in halves
  *     vec_f16, vec_i8        LANES stored numbers as floats
  *     vec_low, vec_high      the low, the high nibbles of LANES bytes, minus 8
  *     SCORE_ROWS, SCORE_VECS, MIX_ROWS, MIX_VECS
@@ -26,8 +27,6 @@
 #include <math.h>
 
 #include "pe_kernels.h"
-
-#define PAGE_VECS (PE_PAGE_TOKENS / LANES)
 
 /* Queries whose weights p lie side by side between the two products. */
 #define ROUND 16
@@ -302,23 +301,32 @@ INLINE vec vec_exp(vec x) {
     return vec_mul(p, vec_two_to(t));
 }
 
-/* Turns a page's scores into weights p in place; gives the new maximum and p's sum. */
-INLINE void weigh(float *s, float *max, float *sum, size_t n_valid, float scale) {
-    vec e[PAGE_VECS];
-    vec m = vec_all(*max);  // no lane ever turns NaN: it takes only what is greater
+/* Turns a page's scores into weights p in place, WEIGH_ROWS queries at once; moves
+ * their maxima and gives the sums of p. */
+INLINE void weigh(float *s, float *max, float *sum, const uint32_t *n_valid, float scale) {
+    vec e[WEIGH_ROWS][PAGE_VECS];
+    vec m[WEIGH_ROWS];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < WEIGH_ROWS; r++) {
+        m[r] = vec_all(max[r]);  // no lane ever turns NaN: it takes only what is greater
 #pragma GCC unroll 8
-    for (size_t v = 0; v < PAGE_VECS; v++) {
-        e[v] = vec_mul(vec_load(s + v * LANES), vec_all(scale));
-        m = vec_max(vec_keep(e[v], m, v * LANES, n_valid), m);
+        for (size_t v = 0; v < PAGE_VECS; v++) {
+            e[r][v] = vec_mul(vec_load(s + r * PE_PAGE_TOKENS + v * LANES), vec_all(scale));
+            m[r] = vec_max(vec_keep(e[r][v], m[r], v * LANES, n_valid[r]), m[r]);
+        }
     }
-    *max = max_lanes(m) + 0.0f;
-    m = vec_all(*max);
+    max_rows(max, m);
+#pragma GCC unroll 4
+    for (size_t r = 0; r < WEIGH_ROWS; r++) {
+        max[r] = max[r] + 0.0f;
 #pragma GCC unroll 8
-    for (size_t v = 0; v < PAGE_VECS; v++) {
-        e[v] = vec_keep(vec_exp(vec_sub(e[v], m)), vec_all(0.0f), v * LANES, n_valid);
-        vec_store(s + v * LANES, e[v]);
+        for (size_t v = 0; v < PAGE_VECS; v++) {
+            const vec p = vec_exp(vec_sub(e[r][v], vec_all(max[r])));
+            e[r][v] = vec_keep(p, vec_all(0.0f), v * LANES, n_valid[r]);
+            vec_store(s + r * PE_PAGE_TOKENS + v * LANES, e[r][v]);
+        }
     }
-    *sum = add_page(e);
+    add_rows(sum, e);
 }
 
 /* Moves up to ROUND softmax states by a page; p holds scores, then weights. */
@@ -327,9 +335,17 @@ static void move_softmax(pe_softmax *softmax, float *shrink, float *p, const uin
     float before[ROUND] = {0};
     float after[ROUND] = {0};
     float sums[ROUND];
+    uint32_t valid[ROUND];
     for (size_t i = 0; i < n_queries; i++) {
         before[i] = after[i] = softmax[i].max;
-        weigh(p + i * PE_PAGE_TOKENS, &after[i], &sums[i], n_valid[i], scale);
+        valid[i] = n_valid[i];
+    }
+    for (size_t i = n_queries; i % WEIGH_ROWS != 0; i++) {  // rows that nobody reads
+        memset(p + i * PE_PAGE_TOKENS, 0, PE_PAGE_TOKENS * sizeof *p);
+        valid[i] = 1;
+    }
+    for (size_t i = 0; i < n_queries; i += WEIGH_ROWS) {
+        weigh(p + i * PE_PAGE_TOKENS, after + i, sums + i, valid + i, scale);
     }
     for (size_t i = 0; i < n_queries; i += LANES) {
         vec_store(shrink + i, vec_exp(vec_sub(vec_load(before + i), vec_load(after + i))));

@@ -14,6 +14,8 @@
 #define SCORE_VECS 4
 #define MIX_ROWS 4
 #define MIX_VECS 4
+#define WEIGH_ROWS 1
+#define PAGE_VECS (PE_PAGE_TOKENS / LANES)
 
 typedef float32x4_t vec;
 
@@ -60,18 +62,19 @@ INLINE vec vec_keep(vec v, vec other, size_t first, size_t n_valid) {
     return vbslq_f32(vcltq_s32(vld1q_s32(lanes), limit), v, other);
 }
 
-INLINE float max_lanes(vec v) {
-    return vmaxvq_f32(v);
+INLINE void max_rows(float *out, const vec *v) {
+    *out = vmaxvq_f32(v[0]);
 }
 
-INLINE float add_page(const vec *v) {
-    vec e[4];
+INLINE void add_rows(float *out, vec (*e)[PAGE_VECS]) {
+    vec v[4];
+#pragma GCC unroll 4
     for (size_t i = 0; i < 4; i++) {
-        e[i] = vaddq_f32(v[i], v[i + 4]);
+        v[i] = vaddq_f32(e[0][i], e[0][i + 4]);
     }
-    const vec four = vaddq_f32(vaddq_f32(e[0], e[2]), vaddq_f32(e[1], e[3]));
+    const vec four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
     const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+    *out = vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
 }
 
 INLINE vec vec_f16(const pe_f16 *x) {

@@ -22,6 +22,8 @@
 #define SCORE_VECS 2
 #define MIX_ROWS 4
 #define MIX_VECS 2
+#define WEIGH_ROWS 1
+#define PAGE_VECS (PE_PAGE_TOKENS / LANES)
 
 typedef __m256 vec;
 
@@ -68,17 +70,18 @@ INLINE vec vec_keep(vec v, vec other, size_t first, size_t n_valid) {
     return _mm256_blendv_ps(other, v, _mm256_castsi256_ps(_mm256_cmpgt_epi32(limit, lane)));
 }
 
-INLINE float max_lanes(vec v) {
-    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps(v, 1));
+INLINE void max_rows(float *out, const vec *v) {
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(v[0]), _mm256_extractf128_ps(v[0], 1));
     four = _mm_max_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+    *out = _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
 }
 
-INLINE float add_page(const vec *v) {
+INLINE void add_rows(float *out, vec (*e)[PAGE_VECS]) {
+    const vec *v = e[0];
     const __m256 eight = _mm256_add_ps(_mm256_add_ps(v[0], v[2]), _mm256_add_ps(v[1], v[3]));
     __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+    *out = _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
 INLINE vec vec_f16(const pe_f16 *x) {

@@ -13,6 +13,8 @@
 #define SCORE_VECS 2
 #define MIX_ROWS 4
 #define MIX_VECS 4
+#define WEIGH_ROWS 4
+#define PAGE_VECS (PE_PAGE_TOKENS / LANES)
 
 typedef __m512 vec;
 
@@ -58,17 +60,41 @@ INLINE vec vec_keep(vec v, vec other, size_t first, size_t n_valid) {
     return _mm512_mask_mov_ps(other, valid, v);
 }
 
-INLINE float max_lanes(vec v) {
-    return _mm512_reduce_max_ps(v);
+/* [a: first half | b: first half] and [a: second half | b: second half]. */
+INLINE vec first_halves(vec a, vec b) {
+    return _mm512_shuffle_f32x4(a, b, 0x44);
+}
+INLINE vec second_halves(vec a, vec b) {
+    return _mm512_shuffle_f32x4(a, b, 0xee);
 }
 
-INLINE float add_page(const vec *v) {
-    const __m512 sixteen = _mm512_add_ps(v[0], v[1]);
-    const __m256 eight =
-        _mm256_add_ps(_mm512_castps512_ps256(sixteen), _mm512_extractf32x8_ps(sixteen, 1));
-    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
-    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
-    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+/* Lanes 0, 4, 8, 12. */
+INLINE void store_fourths(float *out, vec v) {
+    const __m512i fourths = _mm512_setr_epi32(0, 4, 8, 12, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0);
+    _mm_storeu_ps(out, _mm512_castps512_ps128(_mm512_permutexvar_ps(fourths, v)));
+}
+
+/* Four rows are folded at once: lanes i and i + 8 of two rows, then i and i + 4 of
+ * four, then within each fourth. */
+INLINE void max_rows(float *out, const vec *v) {
+    const vec a = _mm512_max_ps(first_halves(v[0], v[1]), second_halves(v[0], v[1]));
+    const vec b = _mm512_max_ps(first_halves(v[2], v[3]), second_halves(v[2], v[3]));
+    vec four = _mm512_max_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    four = _mm512_max_ps(four, _mm512_permute_ps(four, 0x4e));
+    store_fourths(out, _mm512_max_ps(four, _mm512_permute_ps(four, 0xb1)));
+}
+
+INLINE void add_rows(float *out, vec (*e)[PAGE_VECS]) {
+    vec v[WEIGH_ROWS];
+#pragma GCC unroll 4
+    for (size_t r = 0; r < WEIGH_ROWS; r++) {
+        v[r] = _mm512_add_ps(e[r][0], e[r][1]);
+    }
+    const vec a = _mm512_add_ps(first_halves(v[0], v[1]), second_halves(v[0], v[1]));
+    const vec b = _mm512_add_ps(first_halves(v[2], v[3]), second_halves(v[2], v[3]));
+    vec four = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x88), _mm512_shuffle_f32x4(a, b, 0xdd));
+    four = _mm512_add_ps(four, _mm512_permute_ps(four, 0x4e));
+    store_fourths(out, _mm512_add_ps(four, _mm512_permute_ps(four, 0xb1)));
 }
 
 INLINE vec vec_f16(const pe_f16 *x) {
