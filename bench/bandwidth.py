@@ -1,6 +1,6 @@
 """Read bandwidth of this machine: the limit of decoding.
 
-    python bench/bandwidth.py
+python bench/bandwidth.py
 """
 
 from __future__ import annotations
