@@ -5,6 +5,7 @@
 #include "harness.h"
 #include "pe_f16.h"
 #include "pe_kv.h"
+#include "pe_rotate.h"
 
 #define LAYERS 2
 #define HEADS 3
@@ -90,6 +91,90 @@ static void layout(void) {
         CHECK_U64(pool.n_pages, 0);
         CHECK_U64(pool.n_pages_peak, 3);
         CHECK(table.pages == NULL && table.n_pages == 0 && table.capacity == 0, "not empty");
+    }
+}
+
+/* Quantized pages hold GGUF's blocks of the rotated heads, scales apart. */
+static void quantized_layout(void) {
+    enum { WIDTH = 80, WIDE = 64 };  // 80: its last block is half full, 16 divides it: no rotation
+    for (pe_kv_type type = PE_KV_Q8_0; type <= PE_KV_Q4_0; type++) {
+        const pe_kv_shape shape = {
+            .n_layers = 1, .n_kv_heads = 2, .d_k = WIDTH, .d_v = WIDE, .type = type};
+        const uint32_t dtype = type == PE_KV_Q8_0 ? PE_DTYPE_Q8_0 : PE_DTYPE_Q4_0;
+        const size_t n_bytes = type == PE_KV_Q8_0 ? 32 : 16;  // of a block's integers
+        pe_kv_pool pool;
+        pe_kv_table table = {0};
+        CHECK_OK(pe_kv_pool_init(&pool, &shape, UINT64_MAX, err));
+        CHECK_U64(pool.page_bytes, 2 * 32 * (3 + 2) * (n_bytes + 2));
+        CHECK_OK(pe_kv_reserve(&pool, &table, 0, 40, err));
+        for (uint64_t position = 0; position < 40; position++) {
+            float k[2 * WIDTH];
+            float v[2 * WIDE];
+            float expected_k[2][96] = {{0}};
+            float expected_v[2][WIDE];
+            for (size_t i = 0; i < 2 * WIDTH; i++) {
+                k[i] = expected_k[i / WIDTH][i % WIDTH] = rng_f32(-3.0f, 3.0f);
+            }
+            for (size_t i = 0; i < 2 * WIDE; i++) {
+                v[i] = expected_v[i / WIDE][i % WIDE] = rng_f32(-3.0f, 3.0f);
+            }
+            pe_kv_store(&pool, &table, 0, position, k, v);
+            for (uint32_t head = 0; head < 2; head++) {
+                pe_rotate(expected_v[head], WIDE);
+                uint8_t blocks[3 * 34];
+                const size_t slot = position % 32;
+                const uint8_t *keys = pe_kv_keys(&pool, &table, position / 32, 0, head);
+                const uint8_t *values = pe_kv_values(&pool, &table, position / 32, 0, head);
+                CHECK_OK(pe_quantize(blocks, dtype, expected_k[head], 96, err));
+                for (size_t b = 0; b < 3; b++) {
+                    const uint8_t *block = blocks + b * (n_bytes + 2);
+                    CHECK(memcmp(keys + (b * 32 + slot) * 2, block, 2) == 0, "key scale");
+                    for (size_t i = 0; i < n_bytes; i++) {
+                        CHECK_U64(keys[3 * 64 + (b * n_bytes + i) * 32 + slot], block[2 + i]);
+                    }
+                }
+                CHECK_OK(pe_quantize(blocks, dtype, expected_v[head], WIDE, err));
+                for (size_t b = 0; b < 2; b++) {
+                    const uint8_t *block = blocks + b * (n_bytes + 2);
+                    CHECK(memcmp(values + (b * 32 + slot) * 2, block, 2) == 0, "value scale");
+                    for (size_t i = 0; i < n_bytes; i++) {
+                        CHECK_U64(values[2 * 64 + (slot * 2 + b) * n_bytes + i], block[2 + i]);
+                    }
+                }
+            }
+        }
+        // What is not a number makes its block NaN.
+        float k[2 * WIDTH] = {[40] = NAN};
+        float v[2 * WIDE] = {0};
+        pe_kv_store(&pool, &table, 0, 0, k, v);
+        const pe_f16 *scales = pe_kv_keys(&pool, &table, 0, 0, 0);
+        CHECK(!is_nan(pe_f16_to_f32(scales[0])) && is_nan(pe_f16_to_f32(scales[32])), "NaN");
+        pe_kv_clear(&pool, &table);
+    }
+}
+
+/* Twice is not at all; one dimension is spread over its run. */
+static void rotation(void) {
+    static const size_t widths[] = {32, 64, 96, 128, 80, 5};
+    for (size_t w = 0; w < PE_LEN(widths); w++) {
+        float x[128];
+        float y[128];
+        for (size_t i = 0; i < widths[w]; i++) {
+            x[i] = y[i] = rng_f32(-1.0f, 1.0f);
+        }
+        pe_rotate(y, widths[w]);
+        CHECK((memcmp(x, y, widths[w] * sizeof *x) == 0) == (w >= 4), "width %zu", widths[w]);
+        pe_rotate(y, widths[w]);
+        for (size_t i = 0; i < widths[w]; i++) {
+            CHECK(fabs((double)(x[i] - y[i])) < 1e-5, "width %zu", widths[w]);
+        }
+    }
+    float one[64] = {[3] = 8.0f};
+    pe_rotate(one, 64);
+    for (size_t i = 0; i < 64; i++) {
+        // Entry (i, 3) of Sylvester's matrix is negative when i & 3 has an odd count of bits.
+        const float expected = i % 4 == 1 || i % 4 == 2 ? -1.0f : 1.0f;
+        CHECK(one[i] == expected, "item %zu", i);
     }
 }
 
@@ -240,7 +325,8 @@ static void random_timelines(void) {
 
 int main(void) {
     static const test_case tests[] = {
-        TEST(layout), TEST(truncation), TEST(copy_on_write), TEST(budget), TEST(random_timelines),
+        TEST(layout),        TEST(quantized_layout), TEST(rotation),         TEST(truncation),
+        TEST(copy_on_write), TEST(budget),           TEST(random_timelines),
     };
     return run_tests(tests, PE_LEN(tests));
 }
