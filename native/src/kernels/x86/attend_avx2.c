@@ -105,13 +105,13 @@ INLINE vec vec_high(const uint8_t *q) {
 
 #include "attend.h"
 
-#if defined(__clang__)
-#pragma clang attribute pop
-#endif
-
 void pe_kernels_init_attend_avx2(pe_kernels *kernels) {
     init_attend(kernels);
 }
+
+#if defined(__clang__)
+#pragma clang attribute pop
+#endif
 
 #else
 
