@@ -1,4 +1,4 @@
-/* What this processor can do and how many cores we may use; asked once per engine. */
+/* What this processor can do; asked once per engine. */
 #ifndef PE_CPU_H
 #define PE_CPU_H
 
@@ -14,9 +14,5 @@ bool pe_cpu_has_isa(pe_isa isa);
 /* "scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm", else "unknown"; static
  * storage. */
 const char *pe_cpu_isa_name(pe_isa isa);
-
-/* Cores this process may use: its affinity mask and its cgroup's CPU quota,
- * rounded up, whichever is less; at least 1. */
-uint32_t pe_cpu_n_usable(void);
 
 #endif

@@ -6,6 +6,7 @@
 #include <stdatomic.h>
 #include <unistd.h>
 
+#include "pe_cores.h"
 #include "pe_cpu.h"
 #include "pe_forward.h"
 #include "pe_mem.h"
@@ -94,7 +95,12 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     PE_TRY(pe_kv_pool_init(&engine->kv, &shape, max_kv_bytes, err));
     pe_kernels_init(&engine->ops.kernels, (pe_isa)params->isa);
     const uint32_t n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH;
-    const uint32_t n_threads = params->n_threads > 0 ? params->n_threads : pe_cpu_n_usable();
+    uint32_t n_threads = params->n_threads;
+    if (n_threads == 0) {
+        pe_cores cores;
+        pe_cores_find(&cores, "", NULL);
+        n_threads = PE_MIN(cores.n_threads, MAX_THREADS);
+    }
     PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx),
                            n_threads, err));
     return pe_pool_new(&engine->ops.pool, n_threads, err);
