@@ -242,16 +242,16 @@ INLINE size_t run_of(int limit) {
 
 INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,
                       size_t n_fours, const pe_act_block *const *x, size_t n_tile_cols,
-                      panel_kind kind) {
+                      size_t n_vecs, panel_kind kind) {
     const __m256i ones = _mm256_set1_epi16(1);
     const size_t run = PE_MIN(run_of(kind.limit), n_fours);
 #pragma GCC unroll 8
     for (size_t first = 0; first < n_fours; first += run) {
-        __m256i pairs[TILE_COLS][VECS];
+        __m256i pairs[MAX_TILE_COLS][VECS];
 #pragma GCC unroll 8
         for (size_t i = first; i < first + run; i++) {
 #pragma GCC unroll 2
-            for (size_t v = 0; v < VECS; v++) {
+            for (size_t v = 0; v < n_vecs; v++) {
                 __m256i q = _mm256_load_si256((const void *)w->q[u][f + i][8 * v]);
                 const __m256i sign = _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80));
                 if (kind.limit > 127) {
@@ -273,7 +273,7 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
 #pragma GCC unroll 6
         for (size_t c = 0; c < n_tile_cols; c++) {
 #pragma GCC unroll 2
-            for (size_t v = 0; v < VECS; v++) {
+            for (size_t v = 0; v < n_vecs; v++) {
                 isum[c][v] = _mm256_add_epi32(first == 0 ? start[c] : isum[c][v],
                                               _mm256_madd_epi16(pairs[c][v], ones));
             }

@@ -1,5 +1,6 @@
-/* Products of quantized weights for AVX-512 with VNNI: panels of 32 rows, tiles of 12
- * columns; 24 sums, 2 weights and 1 activation fit 32 registers.
+/* Products of quantized weights for AVX-512 with VNNI: panels of 64 rows, tiles of 6
+ * columns, or of 32 rows and 12 columns; 24 sums, 4 weights and 1 activation fit 32
+ * registers.
  */
 #include "pe_kernels.h"
 
@@ -7,8 +8,12 @@
 
 #include "avx512.h"
 
-#define ROWS 32
-#define TILE_COLS 12
+#define ROWS 64
+#define FEW_VECS 2
+#define FEW_COLS 23
+#define TILE_SUMS 24
+#define TILE_SUMS_TWO 16
+#define MAX_TILE_COLS 12
 #define NARROW_LIMIT 255
 #define PREFETCH_COLS 32
 #define MAX_UNITS 256  // of a row that are summed side by side
@@ -93,23 +98,31 @@ INLINE bool offset_in_start(panel_kind kind) {
 
 INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,
                       size_t n_fours, const pe_act_block *const *x, size_t n_tile_cols,
-                      panel_kind kind) {
+                      size_t n_vecs, panel_kind kind) {
     (void)kind;
 #pragma GCC unroll 12
     for (size_t c = 0; c < n_tile_cols; c++) {
-        isum[c][0] = isum[c][1] = start[c];
+#pragma GCC unroll 4
+        for (size_t v = 0; v < n_vecs; v++) {
+            isum[c][v] = start[c];
+        }
     }
 #pragma GCC unroll 8
     for (size_t i = f; i < f + n_fours; i++) {
-        const __m512i w0 = _mm512_load_si512(w->q[u][i][0]);
-        const __m512i w1 = _mm512_load_si512(w->q[u][i][16]);
+        __m512i weights[VECS];
+#pragma GCC unroll 4
+        for (size_t v = 0; v < n_vecs; v++) {
+            weights[v] = _mm512_load_si512(w->q[u][i][16 * v]);
+        }
 #pragma GCC unroll 12
         for (size_t c = 0; c < n_tile_cols; c++) {
             int32_t four;
             memcpy(&four, x[c]->q + 4 * i, sizeof four);
             const __m512i a = _mm512_set1_epi32(four);
-            isum[c][0] = _mm512_dpbusd_epi32(isum[c][0], w0, a);
-            isum[c][1] = _mm512_dpbusd_epi32(isum[c][1], w1, a);
+#pragma GCC unroll 4
+            for (size_t v = 0; v < n_vecs; v++) {
+                isum[c][v] = _mm512_dpbusd_epi32(isum[c][v], weights[v], a);
+            }
         }
     }
 }

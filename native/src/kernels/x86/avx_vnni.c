@@ -28,23 +28,31 @@ INLINE bool offset_in_start(panel_kind kind) {
 
 INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,
                       size_t n_fours, const pe_act_block *const *x, size_t n_tile_cols,
-                      panel_kind kind) {
+                      size_t n_vecs, panel_kind kind) {
     (void)kind;
 #pragma GCC unroll 6
     for (size_t c = 0; c < n_tile_cols; c++) {
-        isum[c][0] = isum[c][1] = start[c];
+#pragma GCC unroll 2
+        for (size_t v = 0; v < n_vecs; v++) {
+            isum[c][v] = start[c];
+        }
     }
 #pragma GCC unroll 8
     for (size_t i = f; i < f + n_fours; i++) {
-        const __m256i w0 = _mm256_load_si256((const void *)w->q[u][i][0]);
-        const __m256i w1 = _mm256_load_si256((const void *)w->q[u][i][8]);
+        __m256i weights[VECS];
+#pragma GCC unroll 2
+        for (size_t v = 0; v < n_vecs; v++) {
+            weights[v] = _mm256_load_si256((const void *)w->q[u][i][8 * v]);
+        }
 #pragma GCC unroll 6
         for (size_t c = 0; c < n_tile_cols; c++) {
             int32_t four;
             memcpy(&four, x[c]->q + 4 * i, sizeof four);
             const __m256i a = _mm256_set1_epi32(four);
-            isum[c][0] = _mm256_dpbusd_avx_epi32(isum[c][0], w0, a);
-            isum[c][1] = _mm256_dpbusd_avx_epi32(isum[c][1], w1, a);
+#pragma GCC unroll 2
+            for (size_t v = 0; v < n_vecs; v++) {
+                isum[c][v] = _mm256_dpbusd_avx_epi32(isum[c][v], weights[v], a);
+            }
         }
     }
 }

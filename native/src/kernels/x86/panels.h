@@ -9,7 +9,10 @@
  *     d[unit][half][row], m[...]          scales and minimums
  *
  * The including file says what a register is: ROWS (rows of a panel), vec and vecf with
- * the operations used below, and how products are summed, sum_fours.
+ * the operations used below; how many registers hold rows for few columns, FEW_VECS, up
+ * to which number of them, FEW_COLS; how many sums fit beside what else a tile needs,
+ * TILE_SUMS and, when the sums of two halves are kept, TILE_SUMS_TWO; and how products
+ * are summed, sum_fours.
  */
 #ifndef PE_X86_PANELS_H
 #define PE_X86_PANELS_H
@@ -19,7 +22,7 @@
 #define FOURS 8  // runs of four weights in a unit
 #define LANES ((int)(sizeof(vecf) / sizeof(float)))
 #define VECS (ROWS / LANES)
-#define MAX_COLS 252  // columns that share an unpacked panel: sums of 32 KB or less
+#define MAX_COLS 252  // columns that share an unpacked panel: sums of 64 KB or less
 
 typedef struct panel {
     uint8_t q[UNITS][FOURS][ROWS][4];
@@ -38,7 +41,7 @@ typedef struct panel_kind {
 /* isum[column][register]: start plus the exact sums of n_fours fours from four f on. */
 INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,
                       size_t n_fours, const pe_act_block *const *x, size_t n_tile_cols,
-                      panel_kind kind);
+                      size_t n_vecs, panel_kind kind);
 
 /* Whether sum_fours wants the offset taken off through start. */
 INLINE bool offset_in_start(panel_kind kind);
@@ -155,8 +158,9 @@ INLINE void fill_scales(panel *out, const uint8_t *const *rows, size_t first_row
     }
 }
 
-INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t n_units, pe_dtype dtype) {
-    for (size_t r = 0; r < ROWS; r += (size_t)LANES) {
+INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t n_rows, size_t n_units,
+                       pe_dtype dtype) {
+    for (size_t r = 0; r < n_rows; r += (size_t)LANES) {
         if (has_nibbles(dtype)) {
             fill_nibbles(out, rows, r, n_units, dtype);
         } else {
@@ -168,23 +172,23 @@ INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t n_units, p
 
 /* ---- the micro-kernel ------------------------------------------------- */
 
-/* Adds n_units of the panel times n_tile_cols columns (a constant) to the sums,
- * [column][ROWS]. */
+/* Adds n_units of the panel's first n_vecs registers of rows times n_tile_cols columns
+ * (both constant) to the sums, [column][ROWS]. */
 INLINE void tile(float (*sums)[ROWS], const panel *w, const uint8_t *acts, size_t act_bytes,
-                 size_t n_units, size_t n_tile_cols, panel_kind kind) {
+                 size_t n_units, size_t n_tile_cols, size_t n_vecs, panel_kind kind) {
     const vecf magic = vecf_set1(PE_SUM_MAGIC);
     const size_t n_halves = kind.two_scales ? 2 : 1;
     for (size_t u = 0; u < n_units; u++) {
-        const pe_act_block *x[TILE_COLS];
-        vecf s[TILE_COLS][VECS];
+        const pe_act_block *x[MAX_TILE_COLS];
+        vecf s[MAX_TILE_COLS][VECS];
 #pragma GCC unroll 12
         for (size_t c = 0; c < n_tile_cols; c++) {
             x[c] = (const pe_act_block *)(acts + c * act_bytes) + u;
         }
 #pragma GCC unroll 2
         for (size_t h = 0; h < n_halves; h++) {
-            vec start[TILE_COLS];
-            vec isum[TILE_COLS][VECS];
+            vec start[MAX_TILE_COLS];
+            vec isum[MAX_TILE_COLS][VECS];
 #pragma GCC unroll 12
             for (size_t c = 0; c < n_tile_cols; c++) {
                 // 1.5 * 2^23 less the offset times the sum: exact, and its bits too.
@@ -193,9 +197,9 @@ INLINE void tile(float (*sums)[ROWS], const panel *w, const uint8_t *acts, size_
                                           ? vecf_fnmadd(vecf_set1(kind.offset), sum, magic)
                                           : magic);
             }
-            sum_fours(isum, start, w, u, 4 * h, FOURS / n_halves, x, n_tile_cols, kind);
+            sum_fours(isum, start, w, u, 4 * h, FOURS / n_halves, x, n_tile_cols, n_vecs, kind);
 #pragma GCC unroll 4
-            for (size_t v = 0; v < VECS; v++) {
+            for (size_t v = 0; v < n_vecs; v++) {
                 const vecf d = vecf_load(w->d[u][h] + v * (size_t)LANES);
                 const vecf product = vecf_mul(d, magic);
 #pragma GCC unroll 12
@@ -207,8 +211,8 @@ INLINE void tile(float (*sums)[ROWS], const panel *w, const uint8_t *acts, size_
         }
 #pragma GCC unroll 12
         for (size_t c = 0; c < n_tile_cols; c++) {
-#pragma GCC unroll 2
-            for (size_t v = 0; v < VECS; v++) {
+#pragma GCC unroll 4
+            for (size_t v = 0; v < n_vecs; v++) {
                 float *sum = sums[c] + v * (size_t)LANES;
                 if (kind.min && kind.two_scales) {
                     s[c][v] = vecf_fmadd(vecf_set1(x[c]->half[0]),
@@ -229,12 +233,16 @@ INLINE void tile(float (*sums)[ROWS], const panel *w, const uint8_t *acts, size_
 
 /* All columns against one panel, in tiles as wide as registers allow. */
 INLINE void multiply_panel(float (*sums)[ROWS], const panel *w, const uint8_t *acts,
-                           size_t act_bytes, size_t n_units, size_t n_cols, panel_kind kind) {
-    const size_t widest = kind.two_scales || kind.limit > NARROW_LIMIT ? TILE_COLS / 2 : TILE_COLS;
+                           size_t act_bytes, size_t n_units, size_t n_cols, size_t n_vecs,
+                           panel_kind kind) {
+    const size_t n_sums = kind.two_scales             ? TILE_SUMS_TWO
+                          : kind.limit > NARROW_LIMIT ? TILE_SUMS / 2
+                                                      : TILE_SUMS;
+    const size_t widest = n_sums / n_vecs;
     size_t c = 0;
 #define TILES(width)                                                                               \
     for (; (width) <= widest && c + (width) <= n_cols; c += (width)) {                             \
-        tile(sums + c, w, acts + c * act_bytes, act_bytes, n_units, (width), kind);                \
+        tile(sums + c, w, acts + c * act_bytes, act_bytes, n_units, (width), n_vecs, kind);        \
     }
     TILES(12)
     TILES(8)
@@ -250,9 +258,13 @@ INLINE void multiply_panel(float (*sums)[ROWS], const panel *w, const uint8_t *a
 #define MULTIPLY(name, limit, two_scales, min)                                                     \
     static __attribute__((noinline)) void multiply_##name(                                         \
         float(*sums)[ROWS], const panel *w, const uint8_t *acts, size_t act_bytes, size_t n_units, \
-        size_t n_cols, float offset) {                                                             \
-        multiply_panel(sums, w, acts, act_bytes, n_units, n_cols,                                  \
-                       (panel_kind){offset, limit, two_scales, min});                              \
+        size_t n_cols, size_t n_vecs, float offset) {                                              \
+        const panel_kind kind = {offset, limit, two_scales, min};                                  \
+        if (VECS == FEW_VECS || n_vecs == VECS) {                                                  \
+            multiply_panel(sums, w, acts, act_bytes, n_units, n_cols, VECS, kind);                 \
+        } else {                                                                                   \
+            multiply_panel(sums, w, acts, act_bytes, n_units, n_cols, FEW_VECS, kind);             \
+        }                                                                                          \
     }
 
 MULTIPLY(nibbles, 15, false, false)
@@ -265,33 +277,32 @@ MULTIPLY(two_min, 7, true, true)
 MULTIPLY(two_sixes, 63, true, false)
 #undef MULTIPLY
 
-INLINE void multiply(float (*sums)[ROWS], const panel *w, const uint8_t *acts, size_t act_bytes,
-                     size_t n_units, size_t n_cols, pe_dtype dtype) {
-    const float offset = (float)offset_of(dtype);
+typedef void (*multiply_fn)(float (*sums)[ROWS], const panel *w, const uint8_t *acts,
+                            size_t act_bytes, size_t n_units, size_t n_cols, size_t n_vecs,
+                            float offset);
+
+INLINE multiply_fn multiply_of(pe_dtype dtype) {
     const int limit = limit_of(dtype);
     if (has_two_scales(dtype)) {
-        (has_min(dtype) ? multiply_two_min
-         : limit > 7    ? multiply_two_sixes
-                        : multiply_two)(sums, w, acts, act_bytes, n_units, n_cols, offset);
-    } else if (limit > 31) {
-        multiply_bytes(sums, w, acts, act_bytes, n_units, n_cols, offset);
-    } else if (limit > 15) {
-        (has_min(dtype) ? multiply_fives_min : multiply_fives)(sums, w, acts, act_bytes, n_units,
-                                                               n_cols, offset);
-    } else {
-        (has_min(dtype) ? multiply_nibbles_min : multiply_nibbles)(sums, w, acts, act_bytes,
-                                                                   n_units, n_cols, offset);
+        return has_min(dtype) ? multiply_two_min : limit > 7 ? multiply_two_sixes : multiply_two;
     }
+    if (limit > 31) {
+        return multiply_bytes;
+    }
+    if (limit > 15) {
+        return has_min(dtype) ? multiply_fives_min : multiply_fives;
+    }
+    return has_min(dtype) ? multiply_nibbles_min : multiply_nibbles;
 }
 
-/* Asks for a slice of the rows behind these ones: they are next, and rows follow each
+/* Asks for a slice of the rows behind these n_rows: they are next, and rows follow each
  * other in memory, where the rows of one panel are many short streams. */
-INLINE void prefetch_behind(const uint8_t *weights, size_t row_bytes, size_t r, size_t slice,
-                            size_t n_slices) {
-    const size_t n_bytes = ROWS * row_bytes / n_slices + 1;
+INLINE void prefetch_behind(const uint8_t *weights, size_t row_bytes, size_t r, size_t n_rows,
+                            size_t slice, size_t n_slices) {
+    const size_t n_bytes = n_rows * row_bytes / n_slices + 1;
     // An address behind the mapping is no fault for a prefetch; as an integer it is no
     // undefined pointer either.
-    const uintptr_t at = (uintptr_t)weights + (r + ROWS) * row_bytes + slice * n_bytes;
+    const uintptr_t at = (uintptr_t)weights + (r + n_rows) * row_bytes + slice * n_bytes;
     for (size_t i = 0; i < n_bytes; i += PE_CACHE_LINE) {
         _mm_prefetch((const char *)(at + i), _MM_HINT_T1);
     }
@@ -302,27 +313,31 @@ INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, si
                           size_t n_k, pe_dtype dtype) {
     const size_t n_units = n_k / PE_BLOCK;
     const size_t n_slices = (n_units + UNITS - 1) / UNITS;
+    // Few columns: what counts is how fast panels are filled, and small ones are.
+    const size_t n_vecs = n_cols <= FEW_COLS ? FEW_VECS : VECS;
+    const size_t n_panel_rows = n_vecs * (size_t)LANES;
     panel w;
     float sums[MAX_COLS][ROWS] __attribute__((aligned(64)));
-    for (size_t r = 0; r < n_rows; r += ROWS) {
-        const size_t n_valid = PE_MIN(n_rows - r, (size_t)ROWS);
+    for (size_t r = 0; r < n_rows; r += n_panel_rows) {
+        const size_t n_valid = PE_MIN(n_rows - r, n_panel_rows);
         for (size_t c = 0; c < n_cols; c += MAX_COLS) {
             const size_t n_shared = PE_MIN(n_cols - c, (size_t)MAX_COLS);
             memset(sums, 0, n_shared * sizeof *sums);
             for (size_t slice = 0; slice < n_slices; slice++) {
                 const uint8_t *rows[ROWS];
-                for (size_t i = 0; i < ROWS; i++) {  // past the last: the last again
+                for (size_t i = 0; i < n_panel_rows; i++) {  // past the last: the last again
                     rows[i] = (const uint8_t *)weights + PE_MIN(r + i, n_rows - 1) * row_bytes +
                               slice * units_bytes(dtype);
                 }
                 const size_t u = slice * UNITS;
                 const size_t n = PE_MIN(n_units - u, (size_t)UNITS);
                 if (n_cols <= PREFETCH_COLS) {
-                    prefetch_behind(weights, row_bytes, r, slice, n_slices);
+                    prefetch_behind(weights, row_bytes, r, n_panel_rows, slice, n_slices);
                 }
-                fill_panel(&w, rows, n, dtype);
+                fill_panel(&w, rows, n_panel_rows, n, dtype);
                 const uint8_t *x = (const uint8_t *)acts + c * act_bytes + u * sizeof(pe_act_block);
-                multiply(sums, &w, x, act_bytes, n, n_shared, dtype);
+                multiply_of(dtype)(sums, &w, x, act_bytes, n, n_shared, n_vecs,
+                                   (float)offset_of(dtype));
             }
             for (size_t i = 0; i < n_shared; i++) {
                 memcpy(out + (c + i) * out_stride + r, sums[i], n_valid * sizeof **sums);

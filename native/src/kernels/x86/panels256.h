@@ -2,7 +2,11 @@
  * one column by 256-bit registers. To be included after INLINE and the instruction set.
  */
 #define ROWS 16
-#define TILE_COLS 6    // 12 sums, 2 weights and 1 activation fit 16 registers
+#define FEW_VECS 2
+#define FEW_COLS 0
+#define TILE_SUMS 12  // 2 weights and 1 activation fit 16 registers beside them
+#define TILE_SUMS_TWO 6
+#define MAX_TILE_COLS 6
 #define MAX_UNITS 256  // of a row that are summed side by side
 #define MAX_LANES 8
 #define PREFETCH_COLS 32
