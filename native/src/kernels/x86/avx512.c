@@ -182,8 +182,53 @@ INLINE __m512i expand_two(const uint8_t *p, size_t u, size_t second, pe_dtype dt
     }
 }
 
+INLINE bool has_plain_nibbles(pe_dtype dtype) {
+    return has_nibbles(dtype) && dtype != PE_DTYPE_Q4_K;
+}
+
+INLINE size_t place_of(size_t u, size_t h, pe_dtype dtype) {
+    return has_plain_nibbles(dtype) ? u / 4 * 128 + h * 64 + u % 4 * 16 : u * 32 + h * 16;
+}
+
+/* Four partial sums for each of four units, whose nibbles lie 16 bytes together. */
+INLINE __m512i dot_nibbles(const uint8_t *p, size_t u, const int8_t *x, size_t n_valid,
+                           pe_dtype dtype) {
+    const __m512i mask = _mm512_set1_epi8(15);
+    const uint8_t *part[4];
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 4; i++) {
+        part[i] = p + nibbles_at(PE_MIN(u + i, n_valid - 1), dtype);
+    }
+    __m512i both = _mm512_broadcast_i64x2(_mm_loadu_si128((const void *)part[0]));
+    both = _mm512_mask_broadcast_i64x2(both, 0x0c, _mm_loadu_si128((const void *)part[1]));
+    both = _mm512_mask_broadcast_i64x2(both, 0x30, _mm_loadu_si128((const void *)part[2]));
+    both = _mm512_mask_broadcast_i64x2(both, 0xc0, _mm_loadu_si128((const void *)part[3]));
+    __m512i low = _mm512_and_si512(both, mask);
+    __m512i high = _mm512_and_si512(_mm512_srli_epi16(both, 4), mask);
+    if (has_table(dtype)) {
+        const __m512i table = _mm512_broadcast_i32x4(table_of(dtype));
+        low = _mm512_shuffle_epi8(table, low);
+        high = _mm512_shuffle_epi8(table, high);
+    }
+    const __m512i sum =
+        _mm512_dpbusd_epi32(_mm512_setzero_si512(), low, _mm512_load_si512(x + 32 * u));
+    return _mm512_dpbusd_epi32(sum, high, _mm512_load_si512(x + 32 * u + 64));
+}
+
 INLINE void dot_units(__m256i *first, __m256i *second, const uint8_t *p, const int8_t *x,
                       size_t n_valid, pe_dtype dtype) {
+    if (has_plain_nibbles(dtype)) {
+        const __m512i a = dot_nibbles(p, 0, x, n_valid, dtype);
+        const __m512i b = dot_nibbles(p, 4, x, n_valid, dtype);
+        const __m512i pairs =
+            _mm512_add_epi32(_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+        const __m512i sums = _mm512_add_epi32(pairs, _mm512_shuffle_epi32(pairs, _MM_PERM_BADC));
+        // In each 128-bit part: of unit i, of unit i + 4, and both again.
+        *first = _mm512_castsi512_si256(_mm512_permutexvar_epi32(
+            _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 0, 0, 0, 0, 0, 0, 0, 0), sums));
+        *second = _mm256_setzero_si256();
+        return;
+    }
     __m512i part[UNITS / 2];  // 16 partial sums of two units
 #pragma GCC unroll 4
     for (size_t i = 0; i < UNITS / 2; i++) {

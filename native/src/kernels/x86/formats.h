@@ -184,23 +184,32 @@ INLINE void scale_bytes(float *out, __m128i bytes, bool is_signed, float d) {
     _mm256_storeu_ps(out, _mm256_mul_ps(_mm256_cvtepi32_ps(wide), _mm256_set1_ps(d)));
 }
 
-/* The scales of the blocks of 32 are strewn among their integers. They are copied side
- * by side first and widened later: a load right behind the stores it needs stalls. */
-INLINE void copy_f16(pe_f16 *out, const uint8_t *p, size_t stride, size_t n_units) {
-#pragma GCC unroll 8
-    for (size_t u = 0; u < n_units; u++) {
-        memcpy(&out[u], p + u * stride, sizeof *out);
-        // Keeps the copies apart: joined to vectors they take shuffles, of which this
-        // code has the most already.
-        __asm__ volatile("" : : : "memory");
+/* Four fp16, a stride apart. Joined in a general register: vector shuffles are what this
+ * code has the most of already, and a vector load right behind the stores of its parts
+ * stalls. */
+INLINE uint64_t four_f16(const uint8_t *p, size_t stride) {
+    uint64_t out = 0;
+#pragma GCC unroll 4
+    for (size_t i = 4; i-- > 0;) {
+        uint16_t half;
+        memcpy(&half, p + i * stride, sizeof half);
+        out = out << 16 | half;
     }
+    __asm__("" : "+r"(out));  // else compilers turn to vectors after all
+    return out;
 }
 
-/* n rounded up to eight are read and written. */
-INLINE void widen_f16(float *out, const pe_f16 *half, size_t n) {
-    for (size_t u = 0; u < n; u += 8) {
-        _mm256_storeu_ps(out + u, _mm256_cvtph_ps(_mm_loadu_si128((const void *)(half + u))));
+/* The fp16 of eight units, widened; zeros past n_valid. */
+INLINE __m256 eight_f16(const uint8_t *p, size_t stride, size_t n_valid) {
+    if (n_valid >= UNITS) {
+        return _mm256_cvtph_ps(_mm_set_epi64x((long long)four_f16(p + 4 * stride, stride),
+                                              (long long)four_f16(p, stride)));
     }
+    pe_f16 half[UNITS] = {0};
+    for (size_t u = 0; u < n_valid; u++) {
+        memcpy(&half[u], p + u * stride, sizeof *half);
+    }
+    return _mm256_cvtph_ps(_mm_loadu_si128((const void *)half));
 }
 
 INLINE bool has_f16_blocks(pe_dtype dtype) {

@@ -119,24 +119,16 @@ INLINE void fill_scales(panel *out, const uint8_t *const *rows, size_t first_row
                         pe_dtype dtype) {
     float d[MAX_LANES][2 * UNITS];
     float m[MAX_LANES][2 * UNITS];
-    if (has_f16_blocks(dtype)) {
-        pe_f16 half[2][MAX_LANES][UNITS];
-        for (size_t r = 0; r < (size_t)LANES; r++) {
-            const uint8_t *p = rows[first_row + r];
-            copy_f16(half[0][r], p, block_bytes(dtype), n_units);
+    for (size_t r = 0; r < (size_t)LANES; r++) {
+        const uint8_t *p = rows[first_row + r];
+        if (has_f16_blocks(dtype)) {
+            _mm256_storeu_ps(d[r], eight_f16(p, block_bytes(dtype), n_units));
             if (has_min(dtype)) {
-                copy_f16(half[1][r], p + offsetof(pe_block_q4_1, m), block_bytes(dtype), n_units);
+                p += offsetof(pe_block_q4_1, m);
+                _mm256_storeu_ps(m[r], eight_f16(p, block_bytes(dtype), n_units));
             }
-        }
-        for (size_t r = 0; r < (size_t)LANES; r++) {
-            widen_f16(d[r], half[0][r], UNITS);
-            if (has_min(dtype)) {
-                widen_f16(m[r], half[1][r], UNITS);
-            }
-        }
-    } else {
-        for (size_t r = 0; r < (size_t)LANES; r++) {
-            unpack_scales(d[r], m[r], rows[first_row + r], n_units, dtype);
+        } else {
+            unpack_scales(d[r], m[r], p, n_units, dtype);
         }
     }
     const size_t n_halves = has_two_scales(dtype) ? 2 : 1;

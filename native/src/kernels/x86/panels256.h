@@ -70,6 +70,11 @@ INLINE void transpose_16(vec *out, const uint8_t *const *rows, size_t at) {
     out[3] = _mm256_unpackhi_epi64(high01, high23);
 }
 
+INLINE size_t place_of(size_t u, size_t h, pe_dtype dtype) {
+    (void)dtype;
+    return u * PE_BLOCK + h * (PE_BLOCK / 2);
+}
+
 /* Eight int32 partial sums of 32 products, 0-3 those of the first 16. w: unsigned. */
 INLINE __m256i dot_partial(__m256i w, __m256i x, pe_dtype dtype);
 

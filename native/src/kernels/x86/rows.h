@@ -25,6 +25,9 @@ typedef struct column {
 INLINE void dot_units(__m256i *first, __m256i *second, const uint8_t *p, const int8_t *x,
                       size_t n_valid, pe_dtype dtype);
 
+/* Where dot_units wants half h of unit u. */
+INLINE size_t place_of(size_t u, size_t h, pe_dtype dtype);
+
 /* Whether dot_units leaves the offset in; else it gives the sums of the signed weights. */
 INLINE bool subtracts_offset(pe_dtype dtype);
 
@@ -43,7 +46,9 @@ INLINE void read_column(column *out, const pe_act_block *x, size_t n_units, pe_d
     const float offset = subtracts_offset(dtype) ? (float)offset_of(dtype) : 0.0f;
     for (size_t u = 0; u < n_units; u++) {
         out->d[u] = x[u].d;
-        memcpy(out->q[u], x[u].q, sizeof out->q[u]);
+        for (size_t h = 0; h < 2; h++) {
+            memcpy(&out->q[0][0] + place_of(u, h, dtype), x[u].q + 16 * h, 16);
+        }
         out->sum[0][u] = has_two_scales(dtype) ? x[u].half[0] : x[u].sum;
         out->sum[1][u] = x[u].half[1];
     }
@@ -72,28 +77,61 @@ INLINE __m256i load_i32(const int32_t *p) {
     return _mm256_loadu_si256((const void *)p);
 }
 
+/* Scales and minimums of eight units: of the units, or of their first and second halves. */
+typedef struct scales {
+    __m256 d[2];
+    __m256 m[2];
+} scales;
+
+INLINE scales load_scales(const uint8_t *p, size_t n_valid, pe_dtype dtype) {
+    scales out;
+    if (has_f16_blocks(dtype)) {
+        out.d[0] = eight_f16(p, block_bytes(dtype), n_valid);
+        if (has_min(dtype)) {
+            out.m[0] = eight_f16(p + offsetof(pe_block_q4_1, m), block_bytes(dtype), n_valid);
+        }
+        return out;
+    }
+    float d[2 * UNITS];
+    float m[2 * UNITS];
+    unpack_scales(d, m, p, n_valid, dtype);
+    if (has_two_scales(dtype)) {
+        for (size_t h = 0; h < 2; h++) {
+            out.d[h] = every_other(d, h);
+            if (has_min(dtype)) {
+                out.m[h] = every_other(m, h);
+            }
+        }
+    } else {
+        out.d[0] = _mm256_loadu_ps(d);
+        if (has_min(dtype)) {
+            out.m[0] = _mm256_loadu_ps(m);
+        }
+    }
+    return out;
+}
+
 /* s of eight units, u on. */
-INLINE __m256 eight_units(const uint8_t *p, const column *col, size_t u, const float *d,
-                          const float *m, size_t n_valid, pe_dtype dtype) {
+INLINE __m256 eight_units(const uint8_t *p, const column *col, size_t u, size_t n_valid,
+                          pe_dtype dtype) {
     __m256i first;
     __m256i second;
+    const scales w = load_scales(p, n_valid, dtype);
     dot_units(&first, &second, p, col->q[u], n_valid, dtype);
     if (has_two_scales(dtype)) {
-        __m256 s = _mm256_add_ps(scaled_sum(_mm256_add_epi32(first, load_i32(col->start[0] + u)),
-                                            every_other(d + 2 * u, 0)),
-                                 scaled_sum(_mm256_add_epi32(second, load_i32(col->start[1] + u)),
-                                            every_other(d + 2 * u, 1)));
+        __m256 s = _mm256_add_ps(
+            scaled_sum(_mm256_add_epi32(first, load_i32(col->start[0] + u)), w.d[0]),
+            scaled_sum(_mm256_add_epi32(second, load_i32(col->start[1] + u)), w.d[1]));
         if (has_min(dtype)) {
-            s = _mm256_fmadd_ps(_mm256_loadu_ps(col->sum[0] + u), every_other(m + 2 * u, 0), s);
-            s = _mm256_fmadd_ps(_mm256_loadu_ps(col->sum[1] + u), every_other(m + 2 * u, 1), s);
+            s = _mm256_fmadd_ps(_mm256_loadu_ps(col->sum[0] + u), w.m[0], s);
+            s = _mm256_fmadd_ps(_mm256_loadu_ps(col->sum[1] + u), w.m[1], s);
         }
         return s;
     }
     const __m256i both = _mm256_add_epi32(first, second);
-    __m256 s =
-        scaled_sum(_mm256_add_epi32(both, load_i32(col->start[0] + u)), _mm256_loadu_ps(d + u));
+    __m256 s = scaled_sum(_mm256_add_epi32(both, load_i32(col->start[0] + u)), w.d[0]);
     if (has_min(dtype)) {
-        s = _mm256_fmadd_ps(_mm256_loadu_ps(col->sum[0] + u), _mm256_loadu_ps(m + u), s);
+        s = _mm256_fmadd_ps(_mm256_loadu_ps(col->sum[0] + u), w.m[0], s);
     }
     return s;
 }
@@ -131,48 +169,30 @@ INLINE __m256 add_units(__m256 acc, float (*s)[MAX_UNITS], size_t u, const float
     return acc;
 }
 
-/* Memory is asked for this far ahead: rows follow each other, and the hardware's own
- * prefetching stops at every page. All phases below ask, since a core has few requests
- * under way at a time and loses what it does not use. */
-#define PREFETCH_BYTES 8192
+/* A core that computes between its loads has too few of them under way for the memory's
+ * rate, so it asks ahead: rows follow each other. Far ahead into the second-level cache,
+ * of which many requests fit, and from there near ahead into the first. */
+#define FAR_BYTES 16384
+#define NEAR_BYTES 1024
 
-/* Asks for n_bytes more, whole lines; *at is how far it has come, as an integer: an
- * address behind the mapping is no fault for a prefetch, nor an undefined pointer. */
-INLINE void prefetch_more(uintptr_t *at, size_t n_bytes) {
-    const uintptr_t end = *at + n_bytes;
-    for (uintptr_t line = *at / PE_CACHE_LINE; line < end / PE_CACHE_LINE; line++) {
-        _mm_prefetch((const char *)(line * PE_CACHE_LINE), _MM_HINT_T0);
+INLINE void prefetch_ahead(const uint8_t *p, size_t n_bytes) {
+    // An address behind the mapping is no fault for a prefetch; as an integer it is no
+    // undefined pointer either.
+    const uintptr_t at = (uintptr_t)p;
+    for (size_t i = 0; i < n_bytes; i += PE_CACHE_LINE) {
+        _mm_prefetch((const char *)(at + FAR_BYTES + i), _MM_HINT_T1);
+        _mm_prefetch((const char *)(at + NEAR_BYTES + i), _MM_HINT_T0);
     }
-    *at = end;
 }
 
 /* One row's units, s, written to out. */
 INLINE void row_units(float *out, const uint8_t *row, const column *col, size_t n_units,
-                      uintptr_t *ahead, pe_dtype dtype) {
-    float d[2 * MAX_UNITS];
-    float m[2 * MAX_UNITS];
-    prefetch_more(ahead, units_bytes(dtype) * (n_units / UNITS) / 8);
-    if (has_f16_blocks(dtype)) {
-        pe_f16 half[MAX_UNITS];
-        copy_f16(half, row, block_bytes(dtype), n_units);
-        widen_f16(d, half, n_units);
-        if (has_min(dtype)) {
-            copy_f16(half, row + offsetof(pe_block_q4_1, m), block_bytes(dtype), n_units);
-            widen_f16(m, half, n_units);
-        }
-    } else {
-        unpack_scales(d, m, row, n_units, dtype);
-    }
-    size_t u = 0;
-    for (; u + UNITS <= n_units; u += UNITS) {
-        prefetch_more(ahead, units_bytes(dtype) * 5 / 8);
-        const __m256 s =
-            eight_units(row + u / UNITS * units_bytes(dtype), col, u, d, m, UNITS, dtype);
-        _mm256_storeu_ps(out + u, s);
-    }
-    if (u < n_units && !is_super(dtype)) {
-        const __m256 s =
-            eight_units(row + u / UNITS * units_bytes(dtype), col, u, d, m, n_units - u, dtype);
+                      pe_dtype dtype) {
+    for (size_t u = 0; u < n_units; u += UNITS, row += units_bytes(dtype)) {
+        prefetch_ahead(row, units_bytes(dtype));
+        // Two calls, for the first of which the number of units is a constant.
+        const __m256 s = n_units - u >= UNITS ? eight_units(row, col, u, UNITS, dtype)
+                                              : eight_units(row, col, u, n_units - u, dtype);
         _mm256_storeu_ps(out + u, s);
     }
 }
@@ -188,10 +208,9 @@ INLINE void matvec_rows(float *out, const void *weights, size_t row_bytes, size_
         read_column(&col, x + first, n, dtype);
         for (size_t r = 0; r < n_rows; r += ROW_GROUP) {
             const size_t n_valid = PE_MIN(n_rows - r, (size_t)ROW_GROUP);
-            uintptr_t ahead = (uintptr_t)weights + r * row_bytes + at + PREFETCH_BYTES;
             for (size_t i = 0; i < n_valid; i++) {
                 const uint8_t *row = (const uint8_t *)weights + (r + i) * row_bytes + at;
-                row_units(s[i], row, &col, n, &ahead, dtype);
+                row_units(s[i], row, &col, n, dtype);
             }
             float sums[ROW_GROUP] = {0};
             if (first > 0) {
@@ -200,7 +219,6 @@ INLINE void matvec_rows(float *out, const void *weights, size_t row_bytes, size_
             __m256 acc = _mm256_loadu_ps(sums);
             size_t u = 0;
             for (; u + UNITS <= n; u += UNITS) {
-                prefetch_more(&ahead, ROW_GROUP * units_bytes(dtype) / 4);
                 acc = add_units(acc, s, u, col.d + u, UNITS);
             }
             if (u < n) {
