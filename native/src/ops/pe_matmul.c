@@ -28,9 +28,19 @@ static void quantize_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
                                     acts->f32 + i_chunk * acts->n_k, acts->n_k);
 }
 
-static void matmul_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
+/* Chunks are claimed in order, by threads more or less in turn: each thread gets a run of
+ * neighbours, whose rows follow each other, so that what one has asked ahead for is its
+ * own. */
+static uint32_t dealt(const matmul_job *job, uint32_t i_claim) {
+    const uint32_t n_threads = pe_pool_n_threads(job->ops->pool);
+    const uint32_t run = (uint32_t)job->first_chunk[job->n_products] / n_threads;
+    return i_claim < run * n_threads ? i_claim % n_threads * run + i_claim / n_threads : i_claim;
+}
+
+static void matmul_chunk(void *arg, uint32_t i_claim, uint32_t i_thread) {
     (void)i_thread;
     const matmul_job *job = arg;
+    const uint32_t i_chunk = dealt(job, i_claim);
     const pe_acts *acts = job->acts;
     size_t i = 0;
     while (i_chunk >= job->first_chunk[i + 1]) {
