@@ -46,6 +46,23 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
 /* Whether sum_fours wants the offset taken off through start. */
 INLINE bool offset_in_start(panel_kind kind);
 
+/* ---- asking ahead ----------------------------------------------------- */
+
+/* The rows behind a panel's: they are next, and they follow each other in memory, where the
+ * rows of one panel are many short streams. As integers: an address behind the mapping
+ * is no fault for a prefetch, nor an undefined pointer. */
+typedef struct ahead {
+    uintptr_t at;
+    size_t step;  // bytes to ask for at each of the places that ask; 0: none
+} ahead;
+
+INLINE void prefetch_next(ahead *next) {
+    const uintptr_t end = next->at + next->step;
+    for (; next->at < end; next->at += PE_CACHE_LINE) {
+        _mm_prefetch((const char *)next->at, _MM_HINT_T1);
+    }
+}
+
 /* ---- filling ---------------------------------------------------------- */
 
 /* LANES rows of eight 4-byte runs each become eight runs of LANES rows, ROWS rows apart. */
@@ -74,9 +91,10 @@ INLINE size_t nibbles_at(size_t u, pe_dtype dtype) {
 
 /* Transposed as they are, unpacked after that: half the shuffles. */
 INLINE void fill_nibbles(panel *out, const uint8_t *const *rows, size_t first_row, size_t n_units,
-                         pe_dtype dtype) {
+                         ahead *next, pe_dtype dtype) {
     const vec mask = vec_set1_8(15);
     for (size_t u = 0; u < n_units; u++) {
+        prefetch_next(next);
         vec packed[4];
         transpose_16(packed, rows + first_row, nibbles_at(u, dtype));
         // Q4_K keeps unit 2 i in the low nibbles of 32 bytes, 2 i + 1 in the high ones.
@@ -101,10 +119,11 @@ INLINE void fill_nibbles(panel *out, const uint8_t *const *rows, size_t first_ro
 }
 
 INLINE void fill_bytes(panel *out, const uint8_t *const *rows, size_t first_row, size_t n_units,
-                       pe_dtype dtype) {
+                       ahead *next, pe_dtype dtype) {
 #pragma GCC unroll 8
     for (size_t u = 0; u < UNITS; u++) {
         if (u < n_units) {
+            prefetch_next(next);
             __m256i v[LANES];
             for (size_t r = 0; r < (size_t)LANES; r++) {
                 v[r] = expand(rows[first_row + r], u, dtype);
@@ -151,12 +170,12 @@ INLINE void fill_scales(panel *out, const uint8_t *const *rows, size_t first_row
 }
 
 INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t n_rows, size_t n_units,
-                       pe_dtype dtype) {
+                       ahead *next, pe_dtype dtype) {
     for (size_t r = 0; r < n_rows; r += (size_t)LANES) {
         if (has_nibbles(dtype)) {
-            fill_nibbles(out, rows, r, n_units, dtype);
+            fill_nibbles(out, rows, r, n_units, next, dtype);
         } else {
-            fill_bytes(out, rows, r, n_units, dtype);
+            fill_bytes(out, rows, r, n_units, next, dtype);
         }
         fill_scales(out, rows, r, n_units, dtype);
     }
@@ -287,19 +306,6 @@ INLINE multiply_fn multiply_of(pe_dtype dtype) {
     return has_min(dtype) ? multiply_nibbles_min : multiply_nibbles;
 }
 
-/* Asks for a slice of the rows behind these n_rows: they are next, and rows follow each
- * other in memory, where the rows of one panel are many short streams. */
-INLINE void prefetch_behind(const uint8_t *weights, size_t row_bytes, size_t r, size_t n_rows,
-                            size_t slice, size_t n_slices) {
-    const size_t n_bytes = n_rows * row_bytes / n_slices + 1;
-    // An address behind the mapping is no fault for a prefetch; as an integer it is no
-    // undefined pointer either.
-    const uintptr_t at = (uintptr_t)weights + (r + n_rows) * row_bytes + slice * n_bytes;
-    for (size_t i = 0; i < n_bytes; i += PE_CACHE_LINE) {
-        _mm_prefetch((const char *)(at + i), _MM_HINT_T1);
-    }
-}
-
 INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, size_t row_bytes,
                           size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
                           size_t n_k, pe_dtype dtype) {
@@ -312,6 +318,9 @@ INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, si
     float sums[MAX_COLS][ROWS] __attribute__((aligned(64)));
     for (size_t r = 0; r < n_rows; r += n_panel_rows) {
         const size_t n_valid = PE_MIN(n_rows - r, n_panel_rows);
+        // Asked for evenly: many requests at once wait for each other.
+        ahead next = {(uintptr_t)weights + (r + n_panel_rows) * row_bytes,
+                      n_cols <= PREFETCH_COLS ? (size_t)LANES * row_bytes / n_units : 0};
         for (size_t c = 0; c < n_cols; c += MAX_COLS) {
             const size_t n_shared = PE_MIN(n_cols - c, (size_t)MAX_COLS);
             memset(sums, 0, n_shared * sizeof *sums);
@@ -323,10 +332,7 @@ INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, si
                 }
                 const size_t u = slice * UNITS;
                 const size_t n = PE_MIN(n_units - u, (size_t)UNITS);
-                if (n_cols <= PREFETCH_COLS) {
-                    prefetch_behind(weights, row_bytes, r, n_panel_rows, slice, n_slices);
-                }
-                fill_panel(&w, rows, n_panel_rows, n, dtype);
+                fill_panel(&w, rows, n_panel_rows, n, &next, dtype);
                 const uint8_t *x = (const uint8_t *)acts + c * act_bytes + u * sizeof(pe_act_block);
                 multiply_of(dtype)(sums, &w, x, act_bytes, n, n_shared, n_vecs,
                                    (float)offset_of(dtype));
