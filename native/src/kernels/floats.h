@@ -37,6 +37,23 @@ INLINE size_t item_bytes(pe_dtype dtype) {
     return dtype == PE_DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
 }
 
+/* v in a register: GCC would load it anew for each product, or spill it. */
+INLINE vec held(vec v) {
+    __asm__("" : "+" VEC_CLASS(v));
+    return v;
+}
+
+/* Asks for the line at p + offset, for the first level or the second. An address behind the
+ * mapping is no fault for a prefetch; as an integer it is no undefined pointer either. */
+INLINE void prefetch(const void *p, size_t offset, bool first_level) {
+    const void *at = (const void *)((uintptr_t)p + offset);
+    if (first_level) {
+        __builtin_prefetch(at, 0, 3);
+    } else {
+        __builtin_prefetch(at, 0, 2);
+    }
+}
+
 /* n_steps times PE_LANES products, the lanes of n_parts registers of each sum from part
  * on. x: [step][column][lane]; sums: [row][column][lane], not read when first; widths are
  * constants. */
@@ -54,11 +71,7 @@ INLINE void tile_part(float *sums, const uint8_t *const *rows, size_t ahead, con
         if (part == 0) {
 #pragma GCC unroll 2
             for (size_t r = 0; r < TILE_ROWS; r++) {
-                // The rows of the next tile. An address behind the mapping is no fault for
-                // a prefetch; as an integer it is no undefined pointer either.
-                // The first level has no room for them beside the slice.
-                const uintptr_t at = (uintptr_t)rows[r] + ahead + s * PE_LANES * item_bytes(dtype);
-                __builtin_prefetch((const void *)at, 0, 2);
+                prefetch(rows[r], ahead + s * PE_LANES * item_bytes(dtype), n_cols == TILE_COLS);
             }
         }
 #pragma GCC unroll 4
@@ -67,12 +80,11 @@ INLINE void tile_part(float *sums, const uint8_t *const *rows, size_t ahead, con
             vec w[TILE_ROWS];
 #pragma GCC unroll 2
             for (size_t r = 0; r < TILE_ROWS; r++) {
-                w[r] = vec_widen(rows[r], s * PE_LANES + lane, dtype);
+                w[r] = held(vec_widen(rows[r], s * PE_LANES + lane, dtype));
             }
 #pragma GCC unroll 12
             for (size_t c = 0; c < n_cols; c++) {
-                vec v = vec_load(x + (s * n_cols + c) * PE_LANES + lane);
-                __asm__("" : "+" VEC_CLASS(v));  // else both products load it
+                const vec v = held(vec_load(x + (s * n_cols + c) * PE_LANES + lane));
 #pragma GCC unroll 2
                 for (size_t r = 0; r < TILE_ROWS; r++) {
                     vec *sum = &acc[(r * n_cols + c) * n_parts + p];
@@ -147,6 +159,14 @@ INLINE void float_block(float *out, size_t out_stride, const uint8_t *weights, s
             row_ends copies;
             for (size_t i = 0; i < TILE_ROWS; i++) {  // past the last: the last again
                 rows[i] = weights + PE_MIN(r + i, n_rows - 1) * row_bytes + k * item_bytes(dtype);
+            }
+            if (n_cols == TILE_COLS && r / TILE_ROWS < n_cols) {
+                // A column of the next slice, or of the next tile's first.
+                const uint8_t *column = acts + r / TILE_ROWS * act_bytes;
+                const size_t next = k + n < n_k ? (k + n) * sizeof(float) : TILE_COLS * act_bytes;
+                for (size_t at = 0; at < n * sizeof(float); at += PE_CACHE_LINE) {
+                    prefetch(column, next + at, false);
+                }
             }
             if (ends) {
                 copy_ends(&copies, rows, n * item_bytes(dtype));
