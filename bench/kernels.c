@@ -6,7 +6,8 @@
  * GMAC/s, GB/s of weights, seconds per pass over the weights. Weights are random bytes in
  * a buffer far larger than the caches, read in the order that decoding reads them; with
  * many columns a part of it suffices. First come the probes: "peak" is what the best
- * integer product of the level reaches in registers, "read" what plain loads reach.
+ * integer product of the level reaches in registers, "float peak" its float product,
+ * "read" what plain loads reach.
  */
 #define _GNU_SOURCE
 #include <stdio.h>
@@ -87,6 +88,45 @@ __attribute__((target("avx2"))) static double peak_avx2(bool vnni) {
 #undef INIT
 }
 #endif
+
+#if defined(__x86_64__)
+#define INIT_512(i) __m512 s##i = a;
+#define INIT_256(i) __m256 s##i = a;
+#define STEP(i) __asm__ volatile("vfmadd231ps %1, %1, %0" : "+v"(s##i) : "v"(a));
+__attribute__((target("avx512f"))) static double float_peak_avx512(void) {
+    const __m512 a = _mm512_setzero_ps();
+    TWELVE(INIT_512)
+    const double started = now();
+    for (int n = 0; n < PROBE_STEPS; n++) {
+        TWELVE(STEP)
+    }
+    return 12.0 * 16.0 * PROBE_STEPS / (now() - started);
+}
+
+__attribute__((target("avx2,fma"))) static double float_peak_avx2(void) {
+    const __m256 a = _mm256_setzero_ps();
+    TWELVE(INIT_256)
+    const double started = now();
+    for (int n = 0; n < PROBE_STEPS; n++) {
+        TWELVE(STEP)
+    }
+    return 12.0 * 8.0 * PROBE_STEPS / (now() - started);
+}
+#undef STEP
+#undef INIT_256
+#undef INIT_512
+#endif
+
+static double float_peak_of(pe_isa isa) {
+    switch (isa) {
+#if defined(__x86_64__)
+    case PE_ISA_AVX512: return float_peak_avx512();
+    case PE_ISA_AVX_VNNI:
+    case PE_ISA_AVX2: return float_peak_avx2();
+#endif
+    default: return 0.0;  // not known
+    }
+}
 
 static double peak_of(pe_isa isa) {
     switch (isa) {
@@ -183,6 +223,7 @@ int main(int argc, char **argv) {
         pe_kernels_init(&kernels, isa);
         kernels.quantize_acts(q8, x, (size_t)N_K * MAX_COLS);
         printf("peak\t%s\t1\t%.2f\t0\t0\n", pe_cpu_isa_name(isa), peak_of(isa) * 1e-9);
+        printf("float peak\t%s\t1\t%.2f\t0\t0\n", pe_cpu_isa_name(isa), float_peak_of(isa) * 1e-9);
         for (uint32_t dtype = 0; dtype < PE_DTYPE_END; dtype++) {
             const pe_dtype_traits *traits = pe_dtype_find(dtype);
             if (traits == NULL || !traits->info.can_compute ||

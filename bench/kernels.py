@@ -4,8 +4,9 @@
 
 Needs a C compiler. GEMV is one column over a buffer far larger than the caches: its GB/s
 stand against what plain loads reach. Prefill is 504 columns from cache: its GMAC/s stand
-against the integer peak in registers. In between, the time of a pass over the weights is
-given as a multiple of the one-column pass, which is what speculation and many users pay.
+against the integer peak in registers, for float weights against the float one. In between,
+the time of a pass over the weights is given as a multiple of the one-column pass, which is
+what speculation and many users pay.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SOURCE = ROOT / "native" / "src"
 FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off"]
 PARTS = ("base", "format", "kernels")
 COLUMNS = (2, 4, 8, 16)
+FLOATS = ("F32", "F16", "BF16")
 
 
 def build() -> Path:
@@ -54,6 +56,7 @@ def main(isa: str, dtype: str, as_json: bool) -> None:
         raise click.ClickException(f"bench/kernels.c: expected it to compile: {error}") from None
     read = 0.0
     peaks: dict[str, float] = {}
+    float_peaks: dict[str, float] = {}
     rows: list[dict[str, Any]] = []
     current: dict[int, tuple[float, float]] = {}
     if not as_json:
@@ -67,20 +70,29 @@ def main(isa: str, dtype: str, as_json: bool) -> None:
                 read = float(gbytes)
             elif name == "peak":
                 peaks[level] = float(gmacs)
+            elif name == "float peak":
+                float_peaks[level] = float(gmacs)
             else:
                 current[int(columns)] = (float(gmacs), float(gbytes))
                 if int(columns) == 504:
-                    rows.append(_row(name, level, current, read, peaks[level]))
+                    peak = (float_peaks if name in FLOATS else peaks)[level]
+                    rows.append(_row(name, level, current, read, peak))
                     current = {}
                     if not as_json:
                         click.echo(_line(rows[-1]))
     if process.returncode != 0:
         raise click.ClickException(f"{program}: ended with code {process.returncode}")
     if as_json:
-        head = {"read_gb_per_second": read, "peak_gmac_per_second": peaks}
+        head = {
+            "read_gb_per_second": read,
+            "peak_gmac_per_second": peaks,
+            "float_peak_gmac_per_second": float_peaks,
+        }
         click.echo(json.dumps({**head, "rows": rows}, indent=2))
     else:
-        shown = ", ".join(f"{k} {v:.0f} GMAC/s" for k, v in peaks.items() if v)
+        shown = ", ".join(
+            f"{k} {v:.0f} GMAC/s, floats {float_peaks[k]:.0f}" for k, v in peaks.items() if v
+        )
         click.echo(f"one thread: memory {read:.1f} GB/s; peak {shown}")
 
 

@@ -474,10 +474,17 @@ static void matmul(pe_dtype dtype) {
 }
 
 static void matmul_floats(void) {
+    static const pe_dtype dtypes[] = {PE_DTYPE_F32, PE_DTYPE_F16, PE_DTYPE_BF16};
     init_kernels();
-    matmul(PE_DTYPE_F32);
-    matmul(PE_DTYPE_F16);
-    matmul(PE_DTYPE_BF16);
+    for (size_t i = 0; i < PE_LEN(dtypes); i++) {
+        matmul(dtypes[i]);
+        // Sums that wait between slices of a row: whole tiles, a rest of columns that is
+        // filled up, more rows than share a slice, and an end that is no whole step.
+        check_shape(dtypes[i], RANDOM, 65, 23, 1029);
+        check_shape(dtypes[i], ALTERNATING, 65, 21, 1029);
+        check_shape(dtypes[i], NAN_WEIGHT, 5, 16, 1029);
+        check_shape(dtypes[i], INF_ACT, 5, 16, 1029);
+    }
 }
 
 /* Quantized types whose number has one remainder by three: they share the time evenly. */

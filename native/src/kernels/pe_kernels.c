@@ -11,11 +11,14 @@ void pe_kernels_init(pe_kernels *kernels, pe_isa isa) {
         void (*init)(pe_kernels *kernels);
     } levels[] = {
         {PE_ISA_AVX2, pe_kernels_init_avx2},
+        {PE_ISA_AVX2, pe_kernels_init_floats_avx2},
         {PE_ISA_AVX2, pe_kernels_init_attend_avx2},
         {PE_ISA_AVX_VNNI, pe_kernels_init_avx_vnni},
         {PE_ISA_AVX512, pe_kernels_init_avx512},
+        {PE_ISA_AVX512, pe_kernels_init_floats_avx512},
         {PE_ISA_AVX512, pe_kernels_init_attend_avx512},
         {PE_ISA_NEON, pe_kernels_init_neon},
+        {PE_ISA_NEON, pe_kernels_init_floats_neon},
         {PE_ISA_NEON, pe_kernels_init_attend_neon},
         {PE_ISA_DOTPROD, pe_kernels_init_dotprod},
         {PE_ISA_I8MM, pe_kernels_init_i8mm},

@@ -19,13 +19,6 @@
 
 /* ---- shared ----------------------------------------------------------- */
 
-/* Sum of 16 lanes: i and i + 8, i and i + 4, i and i + 2, 0 and 1. */
-INLINE float add_lanes(const float32x4_t *v) {
-    const float32x4_t four = vaddq_f32(vaddq_f32(v[0], v[2]), vaddq_f32(v[1], v[3]));
-    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
-    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
-}
-
 INLINE float32x4_t exp_f32x4(float32x4_t x) {
     const float32x4_t magic = vdupq_n_f32(PE_EXP_MAGIC);
     // These give NaN when either operand is: x stays NaN.
@@ -45,18 +38,6 @@ INLINE float32x4_t exp_f32x4(float32x4_t x) {
     p = vaddq_f32(vfmaq_f32(r, p, vmulq_f32(r, r)), vdupq_n_f32(1.0f));
     const int32x4_t scale = vshlq_n_s32(vaddq_s32(n, vdupq_n_s32(127)), 23);
     return vmulq_f32(p, vreinterpretq_f32_s32(scale));
-}
-
-/* Four numbers of a float type, widened; i counts elements. */
-INLINE float32x4_t load_f32x4(const void *data, size_t i, pe_dtype dtype) {
-    if (dtype == PE_DTYPE_F32) {
-        return vld1q_f32((const float *)data + i);
-    }
-    const uint16x4_t halves = vld1_u16((const uint16_t *)data + i);
-    if (dtype == PE_DTYPE_F16) {
-        return vcvt_f32_f16(vreinterpret_f16_u16(halves));
-    }
-    return vreinterpretq_f32_u32(vshll_n_u16(halves, 16));
 }
 
 /* ---- activations ------------------------------------------------------ */
@@ -97,115 +78,7 @@ static void quantize_acts_neon(pe_act_block *out, const float *x, size_t n) {
     }
 }
 
-/* ---- products of float weights ---------------------------------------- */
-
-/* Up to 16 numbers from k on, zeros behind them. */
-INLINE void load_tail(float32x4_t *out, const void *data, size_t k, size_t n_k, pe_dtype dtype) {
-    uint32_t padded[PE_LANES] = {0};
-    const size_t item_bytes = dtype == PE_DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
-    memcpy(padded, (const uint8_t *)data + k * item_bytes, (n_k - k) * item_bytes);
-    for (size_t i = 0; i < LANE_REGISTERS; i++) {
-        out[i] = load_f32x4(padded, WIDTH * i, dtype);
-    }
-}
-
-/* n_r rows against n_c columns, n_r * n_c <= 4 (constants). */
-INLINE void float_tile(float *out, const uint8_t *const *rows, const uint8_t *acts,
-                       size_t act_bytes, size_t n_r, size_t n_c, size_t n_k, pe_dtype dtype) {
-    float32x4_t acc[4][LANE_REGISTERS];
-    for (size_t i = 0; i < n_r * n_c * LANE_REGISTERS; i++) {
-        acc[i / LANE_REGISTERS][i % LANE_REGISTERS] = vdupq_n_f32(0.0f);
-    }
-    const size_t n_whole = n_k / PE_LANES * PE_LANES;
-    for (size_t k = 0; k < n_whole; k += PE_LANES) {
-#pragma GCC unroll 4
-        for (size_t l = 0; l < LANE_REGISTERS; l++) {
-            float32x4_t x[2];
-#pragma GCC unroll 2
-            for (size_t c = 0; c < n_c; c++) {
-                x[c] = load_f32x4(acts + c * act_bytes, k + WIDTH * l, PE_DTYPE_F32);
-            }
-#pragma GCC unroll 4
-            for (size_t r = 0; r < n_r; r++) {
-                const float32x4_t w = load_f32x4(rows[r], k + WIDTH * l, dtype);
-#pragma GCC unroll 2
-                for (size_t c = 0; c < n_c; c++) {
-                    acc[r * n_c + c][l] = vfmaq_f32(acc[r * n_c + c][l], w, x[c]);
-                }
-            }
-        }
-    }
-#pragma GCC unroll 4
-    for (size_t i = 0; i < n_r * n_c; i++) {
-        if (n_whole < n_k) {
-            float32x4_t w[LANE_REGISTERS];
-            float32x4_t x[LANE_REGISTERS];
-            load_tail(w, rows[i / n_c], n_whole, n_k, dtype);
-            load_tail(x, acts + i % n_c * act_bytes, n_whole, n_k, PE_DTYPE_F32);
-#pragma GCC unroll 4
-            for (size_t l = 0; l < LANE_REGISTERS; l++) {
-                acc[i][l] = vfmaq_f32(acc[i][l], w[l], x[l]);
-            }
-        }
-        out[i] = add_lanes(acc[i]);
-    }
-}
-
-INLINE void matvec_float(float *out, const void *weights, size_t row_bytes, size_t n_rows,
-                         const void *acts, size_t n_k, pe_dtype dtype) {
-    for (size_t r = 0; r < n_rows; r += 4) {
-        const uint8_t *rows[4];
-        float tile[4];
-        const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 4);
-        float_tile(tile, rows, acts, 0, 4, 1, n_k, dtype);
-        memcpy(out + r, tile, n_valid * sizeof *tile);
-    }
-}
-
-INLINE void matmul_float(float *out, size_t out_stride, const void *weights, size_t row_bytes,
-                         size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
-                         size_t n_k, pe_dtype dtype) {
-    size_t c = 0;
-    for (; c + 2 <= n_cols; c += 2) {
-        const uint8_t *x = (const uint8_t *)acts + c * act_bytes;
-        for (size_t r = 0; r < n_rows; r += 2) {
-            const uint8_t *rows[2];
-            float tile[4];
-            const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 2);
-            float_tile(tile, rows, x, act_bytes, 2, 2, n_k, dtype);
-            for (size_t i = 0; i < 2 * n_valid; i++) {
-                out[(c + i % 2) * out_stride + r + i / 2] = tile[i];
-            }
-        }
-    }
-    if (c < n_cols) {
-        matvec_float(out + c * out_stride, weights, row_bytes, n_rows,
-                     (const uint8_t *)acts + c * act_bytes, n_k, dtype);
-    }
-}
-
-/* Defines matvec_<name>_neon and matmul_<name>_neon for one type of a kind. */
-#define PRODUCTS(name, kind, dtype)                                                                \
-    static void matvec_##name##_neon(float *out, size_t out_stride, const void *weights,           \
-                                     size_t row_bytes, size_t n_rows, const void *acts,            \
-                                     size_t act_bytes, size_t n_cols, size_t n_k) {                \
-        (void)out_stride, (void)act_bytes, (void)n_cols;                                           \
-        matvec_##kind(out, weights, row_bytes, n_rows, acts, n_k, dtype);                          \
-    }                                                                                              \
-    static void matmul_##name##_neon(float *out, size_t out_stride, const void *weights,           \
-                                     size_t row_bytes, size_t n_rows, const void *acts,            \
-                                     size_t act_bytes, size_t n_cols, size_t n_k) {                \
-        matmul_##kind(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,   \
-                      dtype);                                                                      \
-    }
-
-PRODUCTS(f32, float, PE_DTYPE_F32)
-PRODUCTS(f16, float, PE_DTYPE_F16)
-PRODUCTS(bf16, float, PE_DTYPE_BF16)
-
 /* ---- products of quantized weights ------------------------------------ */
-
-#undef PRODUCTS
 
 /* Four lanes of two products each, eight when added up, stay within 16 bits for weights
  * up to 32: 8 * 32 * 127 < 2^15. Larger ones are widened after two. */
@@ -237,22 +110,7 @@ INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x,
 #define LEVEL neon
 #include "products.h"
 
-/* ---- norm and activation ---------------------------------------------- */
-
-static void rms_norm_neon(float *out, const float *x, const float *weight, size_t n, float eps) {
-    float sum_of_squares;
-    const uint8_t *row = (const uint8_t *)x;
-    float_tile(&sum_of_squares, &row, row, 0, 1, 1, n, PE_DTYPE_F32);
-    const float r = 1.0f / sqrtf(sum_of_squares / (float)n + eps);
-    size_t i = 0;
-    for (; i + WIDTH <= n; i += WIDTH) {
-        const float32x4_t scaled = vmulq_n_f32(vld1q_f32(x + i), r);
-        vst1q_f32(out + i, vmulq_f32(scaled, vld1q_f32(weight + i)));
-    }
-    for (; i < n; i++) {
-        out[i] = (x[i] * r) * weight[i];
-    }
-}
+/* ---- activation function ---------------------------------------------- */
 
 static void silu_mul_neon(float *out, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i += WIDTH) {
@@ -276,14 +134,7 @@ static void silu_mul_neon(float *out, const float *gate, const float *up, size_t
 void pe_kernels_init_neon(pe_kernels *kernels) {
     kernels->isa = PE_ISA_NEON;
     kernels->quantize_acts = quantize_acts_neon;
-    kernels->matvec[PE_DTYPE_F32] = matvec_f32_neon;
-    kernels->matvec[PE_DTYPE_F16] = matvec_f16_neon;
-    kernels->matvec[PE_DTYPE_BF16] = matvec_bf16_neon;
-    kernels->matmul[PE_DTYPE_F32] = matmul_f32_neon;
-    kernels->matmul[PE_DTYPE_F16] = matmul_f16_neon;
-    kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_neon;
     set_products_neon(kernels);
-    kernels->rms_norm = rms_norm_neon;
     kernels->silu_mul = silu_mul_neon;
 }
 

@@ -27,14 +27,6 @@
 
 /* ---- shared ----------------------------------------------------------- */
 
-/* Sum of 8 lanes: i and i + 4, i and i + 2, 0 and 1. */
-INLINE float add_lanes(__m256 v_f32x8) {
-    __m128 v = _mm_add_ps(_mm256_castps256_ps128(v_f32x8), _mm256_extractf128_ps(v_f32x8, 1));
-    v = _mm_add_ps(v, _mm_movehl_ps(v, v));
-    v = _mm_add_ss(v, _mm_movehdup_ps(v));
-    return _mm_cvtss_f32(v);
-}
-
 INLINE __m256 exp_f32x8(__m256 x) {
     const __m256 magic = _mm256_set1_ps(PE_EXP_MAGIC);
     // The second operand is what a NaN comparison returns.
@@ -54,18 +46,6 @@ INLINE __m256 exp_f32x8(__m256 x) {
     p = _mm256_add_ps(_mm256_fmadd_ps(p, _mm256_mul_ps(r, r), r), _mm256_set1_ps(1.0f));
     const __m256i scale = _mm256_slli_epi32(_mm256_add_epi32(n, _mm256_set1_epi32(127)), 23);
     return _mm256_mul_ps(p, _mm256_castsi256_ps(scale));
-}
-
-/* Eight numbers of a float type, widened; i counts elements. */
-INLINE __m256 load_f32x8(const void *data, size_t i, pe_dtype dtype) {
-    if (dtype == PE_DTYPE_F32) {
-        return _mm256_loadu_ps((const float *)data + i);
-    }
-    const __m128i halves = _mm_loadu_si128((const void *)((const uint16_t *)data + i));
-    if (dtype == PE_DTYPE_F16) {
-        return _mm256_cvtph_ps(halves);
-    }
-    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(halves), 16));
 }
 
 /* ---- activations ------------------------------------------------------ */
@@ -129,103 +109,8 @@ INLINE void store_rows(float *out, __m256 values, size_t n_valid) {
     memcpy(out, all, n_valid * sizeof *out);
 }
 
-/* Rows past the last are the last one again; their results are dropped. */
-INLINE size_t tile_rows(const uint8_t **rows, const void *weights, size_t row_bytes, size_t r,
-                        size_t n_rows, size_t n_tile_rows) {
-    for (size_t i = 0; i < n_tile_rows; i++) {
-        rows[i] = (const uint8_t *)weights + PE_MIN(r + i, n_rows - 1) * row_bytes;
-    }
-    return PE_MIN(n_rows - r, n_tile_rows);
-}
-
-/* ---- products of float weights ---------------------------------------- */
-
-/* Up to 16 numbers from k on, zeros behind them, in two registers. */
-INLINE void load_tail(__m256 *out, const void *data, size_t k, size_t n_k, pe_dtype dtype) {
-    uint32_t padded[PE_LANES] = {0};
-    const size_t item_bytes = dtype == PE_DTYPE_F32 ? sizeof(float) : sizeof(uint16_t);
-    memcpy(padded, (const uint8_t *)data + k * item_bytes, (n_k - k) * item_bytes);
-    out[0] = load_f32x8(padded, 0, dtype);
-    out[1] = load_f32x8(padded, WIDTH, dtype);
-}
-
-/* n_r rows against n_c columns, n_r * n_c <= 4 (constants). */
-INLINE void tile_float(float *out, const uint8_t *const *rows, const uint8_t *acts,
-                       size_t act_bytes, size_t n_r, size_t n_c, size_t n_k, pe_dtype dtype) {
-    __m256 acc[4][2];
-    for (size_t i = 0; i < n_r * n_c; i++) {
-        acc[i][0] = acc[i][1] = _mm256_setzero_ps();
-    }
-    const size_t n_whole = n_k / PE_LANES * PE_LANES;
-    for (size_t k = 0; k < n_whole; k += PE_LANES) {
-        __m256 x[2][2];
-        for (size_t c = 0; c < n_c; c++) {
-            x[c][0] = load_f32x8(acts + c * act_bytes, k, PE_DTYPE_F32);
-            x[c][1] = load_f32x8(acts + c * act_bytes, k + WIDTH, PE_DTYPE_F32);
-        }
-        for (size_t r = 0; r < n_r; r++) {
-            const __m256 w0 = load_f32x8(rows[r], k, dtype);
-            const __m256 w1 = load_f32x8(rows[r], k + WIDTH, dtype);
-            for (size_t c = 0; c < n_c; c++) {
-                acc[r * n_c + c][0] = _mm256_fmadd_ps(w0, x[c][0], acc[r * n_c + c][0]);
-                acc[r * n_c + c][1] = _mm256_fmadd_ps(w1, x[c][1], acc[r * n_c + c][1]);
-            }
-        }
-    }
-    for (size_t i = 0; i < n_r * n_c; i++) {
-        if (n_whole < n_k) {
-            __m256 w[2];
-            __m256 x[2];
-            load_tail(w, rows[i / n_c], n_whole, n_k, dtype);
-            load_tail(x, acts + i % n_c * act_bytes, n_whole, n_k, PE_DTYPE_F32);
-            acc[i][0] = _mm256_fmadd_ps(w[0], x[0], acc[i][0]);
-            acc[i][1] = _mm256_fmadd_ps(w[1], x[1], acc[i][1]);
-        }
-        out[i] = add_lanes(_mm256_add_ps(acc[i][0], acc[i][1]));
-    }
-}
-
-INLINE void matmul_float(float *out, size_t out_stride, const void *weights, size_t row_bytes,
-                         size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
-                         size_t n_k, pe_dtype dtype) {
-    const uint8_t *rows[4];
-    float tile[4];
-    size_t c = 0;
-    for (; c + 2 <= n_cols; c += 2) {
-        const uint8_t *x = (const uint8_t *)acts + c * act_bytes;
-        for (size_t r = 0; r < n_rows; r += 2) {
-            const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 2);
-            tile_float(tile, rows, x, act_bytes, 2, 2, n_k, dtype);
-            for (size_t i = 0; i < 2 * n_valid; i++) {
-                out[(c + i % 2) * out_stride + r + i / 2] = tile[i];
-            }
-        }
-    }
-    if (c < n_cols) {
-        const uint8_t *x = (const uint8_t *)acts + c * act_bytes;
-        for (size_t r = 0; r < n_rows; r += 4) {
-            const size_t n_valid = tile_rows(rows, weights, row_bytes, r, n_rows, 4);
-            tile_float(tile, rows, x, act_bytes, 4, 1, n_k, dtype);
-            memcpy(out + c * out_stride + r, tile, n_valid * sizeof *tile);
-        }
-    }
-}
-
-/* Defines matmul_<name>_avx2 as body for one type. */
-#define MATMUL(name, body, dtype)                                                                  \
-    static void matmul_##name##_avx2(float *out, size_t out_stride, const void *weights,           \
-                                     size_t row_bytes, size_t n_rows, const void *acts,            \
-                                     size_t act_bytes, size_t n_cols, size_t n_k) {                \
-        body(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k, dtype);    \
-    }
-
-MATMUL(f32, matmul_float, PE_DTYPE_F32)
-MATMUL(f16, matmul_float, PE_DTYPE_F16)
-MATMUL(bf16, matmul_float, PE_DTYPE_BF16)
-
 /* ---- products of quantized weights ------------------------------------ */
 
-#undef MATMUL
 #define NARROW_LIMIT 15  // above it 16-bit sums are widened within a unit: more registers
 
 #include "panels256.h"
@@ -302,17 +187,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
 #define LEVEL avx2
 #include "products.h"
 
-/* ---- norm and activation ---------------------------------------------- */
-
-static void rms_norm_avx2(float *out, const float *x, const float *weight, size_t n, float eps) {
-    float sum_of_squares;
-    const uint8_t *row = (const uint8_t *)x;
-    tile_float(&sum_of_squares, &row, row, 0, 1, 1, n, PE_DTYPE_F32);
-    const float r = 1.0f / sqrtf(sum_of_squares / (float)n + eps);
-    for (size_t i = 0; i < n; i++) {
-        out[i] = (x[i] * r) * weight[i];
-    }
-}
+/* ---- activation function ---------------------------------------------- */
 
 static void silu_mul_avx2(float *out, const float *gate, const float *up, size_t n) {
     const __m256 one = _mm256_set1_ps(1.0f);
@@ -341,14 +216,7 @@ static void silu_mul_avx2(float *out, const float *gate, const float *up, size_t
 void pe_kernels_init_avx2(pe_kernels *kernels) {
     kernels->isa = PE_ISA_AVX2;
     kernels->quantize_acts = quantize_acts_avx2;
-    kernels->matmul[PE_DTYPE_F32] = matmul_f32_avx2;
-    kernels->matmul[PE_DTYPE_F16] = matmul_f16_avx2;
-    kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_avx2;
-    kernels->matvec[PE_DTYPE_F32] = matmul_f32_avx2;
-    kernels->matvec[PE_DTYPE_F16] = matmul_f16_avx2;
-    kernels->matvec[PE_DTYPE_BF16] = matmul_bf16_avx2;
     set_products_avx2(kernels);
-    kernels->rms_norm = rms_norm_avx2;
     kernels->silu_mul = silu_mul_avx2;
 }
 
