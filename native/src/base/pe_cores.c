@@ -1,7 +1,6 @@
 #define _GNU_SOURCE
 #include "pe_cores.h"
 
-#include <stdarg.h>
 #include <stdio.h>
 #include <unistd.h>
 
@@ -10,6 +9,8 @@
 #elif defined(__APPLE__)
 #include <sys/sysctl.h>
 #endif
+
+#include "pe_group.h"
 
 /* Twice the most that any kernel is built for. */
 #define MAX_CPUS 16384u
@@ -20,9 +21,6 @@
  * A76) takes as long as half the loop, and decoding is bound by memory, which the fast
  * cores keep busy alone. From about 60 % on a core brings more than its last chunk costs. */
 #define FAST_PERCENT 60u
-
-/* A path of a control group can be as long as a path. */
-#define PATH_BYTES 5000u
 
 typedef struct cpu_set {
     uint64_t bits[MAX_CPUS / 64];
@@ -106,26 +104,9 @@ uint32_t pe_cores_n_allowed(void) {
 
 /* ---- the machine's files ---------------------------------------------- */
 
-/* The first line of the file of that name; false when there is none or no room for it. */
-__attribute__((format(printf, 3, 4))) static bool read_line(char *out_line, int n_bytes,
-                                                            const char *format, ...) {
-    char path[PATH_BYTES];
-    va_list args;
-    va_start(args, format);
-    const int n = vsnprintf(path, sizeof path, format, args);
-    va_end(args);
-    FILE *file = n > 0 && (size_t)n < sizeof path ? fopen(path, "re") : NULL;
-    if (file == NULL) {
-        return false;
-    }
-    const bool found = fgets(out_line, n_bytes, file) != NULL;
-    fclose(file);
-    return found;
-}
-
 static bool read_cpus(cpu_set *out_set, const char *root, const char *name) {
     char line[4096];
-    return read_line(line, sizeof line, "%s/sys/devices/%s", root, name) &&
+    return pe_group_read_line(line, sizeof line, "%s/sys/devices/%s", root, name) &&
            parse_cpus(out_set, line);
 }
 
@@ -133,7 +114,8 @@ static bool read_cpus(cpu_set *out_set, const char *root, const char *name) {
 static uint64_t read_number(const char *root, uint32_t cpu, const char *name) {
     char line[64];
     unsigned long long value = 0;
-    if (!read_line(line, sizeof line, "%s/sys/devices/system/cpu/cpu%u/%s", root, cpu, name) ||
+    if (!pe_group_read_line(line, sizeof line, "%s/sys/devices/system/cpu/cpu%u/%s", root, cpu,
+                            name) ||
         line[0] < '0' || line[0] > '9' || sscanf(line, "%19llu", &value) != 1) {
         return 0;
     }
@@ -223,86 +205,20 @@ static uint32_t quota_of(const char *quota_text, const char *period_text) {
     return (uint32_t)PE_MIN(pe_ceil_div(quota, period), UINT32_MAX);
 }
 
-/* The limit of one group; its folder is root, mount and group behind each other. */
-static uint32_t group_quota(const char *root, const char *mount, const char *group) {
+/* The tightest of the groups so far. */
+static void add_quota(void *arg, const char *folder) {
+    uint32_t *tightest = arg;
     char quota[64];
     char period[64];
-    if (read_line(quota, sizeof quota, "%s/sys/fs/cgroup%s%s/cpu.max", root, mount, group)) {
+    uint32_t found = 0;
+    if (pe_group_read_line(quota, sizeof quota, "%s/cpu.max", folder)) {
         const char *space = strchr(quota, ' ');
-        return space != NULL ? quota_of(quota, space + 1) : 0;
+        found = space != NULL ? quota_of(quota, space + 1) : 0;
+    } else if (pe_group_read_line(quota, sizeof quota, "%s/cpu.cfs_quota_us", folder) &&
+               pe_group_read_line(period, sizeof period, "%s/cpu.cfs_period_us", folder)) {
+        found = quota_of(quota, period);
     }
-    if (read_line(quota, sizeof quota, "%s/sys/fs/cgroup%s%s/cpu.cfs_quota_us", root, mount,
-                  group) &&
-        read_line(period, sizeof period, "%s/sys/fs/cgroup%s%s/cpu.cfs_period_us", root, mount,
-                  group)) {
-        return quota_of(quota, period);
-    }
-    return 0;
-}
-
-/* The tightest limit of a group and all above it. In a container the group's name may
- * be the host's, of which only the mount's root is to be seen: it is among those. */
-static uint32_t path_quota(const char *root, const char *mount, char *group) {
-    uint32_t quota = 0;
-    for (;;) {
-        char *slash = strrchr(group, '/');
-        const bool is_root = slash == NULL || slash[1] == '\0';
-        if (!is_root) {
-            quota = tighter(quota, group_quota(root, mount, group));
-        }
-        if (slash == NULL) {
-            return tighter(quota, group_quota(root, mount, ""));
-        }
-        *slash = '\0';
-    }
-}
-
-static bool has_word(const char *words, const char *word) {
-    const size_t n = strlen(word);
-    for (;; words++) {
-        if (strncmp(words, word, n) == 0 && (words[n] == ',' || words[n] == '\0')) {
-            return true;
-        }
-        words = strchr(words, ',');
-        if (words == NULL) {
-            return false;
-        }
-    }
-}
-
-/* Lines of /proc/self/cgroup are "number:controllers:/group". */
-static uint32_t line_quota(const char *root, char *line) {
-    line[strcspn(line, "\n")] = '\0';
-    char *controllers = strchr(line, ':');
-    char *group = controllers != NULL ? strchr(controllers + 1, ':') : NULL;
-    if (group == NULL) {
-        return 0;
-    }
-    *group++ = '\0';
-    controllers++;
-    if (controllers[0] == '\0') {
-        return path_quota(root, "", group);  // version 2
-    }
-    if (!has_word(controllers, "cpu")) {
-        return 0;
-    }
-    // Version 1 is mounted under its controllers' names, with a link for each.
-    return path_quota(root, "/cpu", group);
-}
-
-static uint32_t find_quota(const char *root) {
-    char line[PATH_BYTES];
-    snprintf(line, sizeof line, "%s/proc/self/cgroup", root);
-    FILE *file = fopen(line, "re");
-    if (file == NULL) {
-        return group_quota(root, "", "");
-    }
-    uint32_t quota = 0;
-    while (fgets(line, sizeof line, file) != NULL) {
-        quota = tighter(quota, line_quota(root, line));
-    }
-    fclose(file);
-    return quota;
+    *tightest = tighter(*tightest, found);
 }
 
 /* ---- together --------------------------------------------------------- */
@@ -334,7 +250,7 @@ void pe_cores_find(pe_cores *out_cores, const char *root, const char *allowed) {
         out_cores->n_fast = n_performance > 0 ? n_performance : out_cores->n_physical;
 #endif
     }
-    out_cores->n_quota = find_quota(root);
+    pe_group_visit(root, "cpu", add_quota, &out_cores->n_quota);
     out_cores->n_threads =
         out_cores->n_quota > 0 ? PE_MIN(out_cores->n_fast, out_cores->n_quota) : out_cores->n_fast;
 }
