@@ -2,7 +2,7 @@
  *
  *     python bench/kernels.py [--isa avx2] [--type Q4_0]
  *
- * One line of tab-separated fields per measurement: type, instruction set, columns,
+ * One line of tab-separated fields per measurement: type, layout, instruction set, columns,
  * GMAC/s, GB/s of weights, seconds per pass over the weights. Weights are random bytes in
  * a buffer far larger than the caches, read in the order that decoding reads them; with
  * many columns a part of it suffices. First come the probes: "peak" is what the best
@@ -158,13 +158,15 @@ static double read_rate(const uint8_t *buffer) {
 
 /* ---- products --------------------------------------------------------- */
 
-static void measure(const pe_kernels *kernels, pe_dtype dtype, const uint8_t *weights,
+static void measure(const pe_kernels *kernels, pe_dtype dtype, bool strips, const uint8_t *weights,
                     const void *acts, float *out, size_t n_cols) {
     const pe_dtype_traits *traits = pe_dtype_find(dtype);
     const size_t row_bytes = N_K / traits->info.block_weights * traits->info.block_bytes;
     const size_t act_bytes =
         traits->acts == PE_ACTS_Q8 ? N_K / PE_BLOCK * sizeof(pe_act_block) : N_K * sizeof(float);
-    const pe_matmul_fn product = (n_cols == 1 ? kernels->matvec : kernels->matmul)[dtype];
+    const pe_matmul_fn product = (strips        ? kernels->matmul_strips
+                                  : n_cols == 1 ? kernels->matvec
+                                                : kernels->matmul)[dtype];
     size_t n_chunks = BUFFER_BYTES / (row_bytes * CHUNK_ROWS);
     n_chunks = n_cols > 32 ? 4 : n_cols > 1 ? n_chunks / 4 : n_chunks;
     double best = 1e9;
@@ -177,8 +179,8 @@ static void measure(const pe_kernels *kernels, pe_dtype dtype, const uint8_t *we
         best = PE_MIN(best, now() - started);
     }
     const double n_rows = (double)(n_chunks * CHUNK_ROWS);
-    printf("%s\t%s\t%zu\t%.2f\t%.2f\t%.6f\n", traits->info.name, pe_cpu_isa_name(kernels->isa),
-           n_cols, n_rows * N_K * (double)n_cols / best * 1e-9,
+    printf("%s\t%s\t%s\t%zu\t%.2f\t%.2f\t%.6f\n", traits->info.name, strips ? "strips" : "rows",
+           pe_cpu_isa_name(kernels->isa), n_cols, n_rows * N_K * (double)n_cols / best * 1e-9,
            n_rows * (double)row_bytes / best * 1e-9, best);
     fflush(stdout);
 }
@@ -212,7 +214,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < (size_t)N_K * MAX_COLS; i++) {
         x[i] = (float)((i * 37) % 255) / 127.0f - 1.0f;
     }
-    printf("read\t\t1\t0\t%.2f\t0\n", read_rate(weights) * 1e-9);
+    printf("read\t\t\t1\t0\t%.2f\t0\n", read_rate(weights) * 1e-9);
     for (pe_isa isa = PE_ISA_SCALAR; isa <= PE_ISA_I8MM; isa++) {
         if (!pe_cpu_has_isa(isa) ||
             (only_isa[0] != '\0' && strcmp(only_isa, pe_cpu_isa_name(isa)) != 0) ||
@@ -222,18 +224,21 @@ int main(int argc, char **argv) {
         pe_kernels kernels;
         pe_kernels_init(&kernels, isa);
         kernels.quantize_acts(q8, x, (size_t)N_K * MAX_COLS);
-        printf("peak\t%s\t1\t%.2f\t0\t0\n", pe_cpu_isa_name(isa), peak_of(isa) * 1e-9);
-        printf("float peak\t%s\t1\t%.2f\t0\t0\n", pe_cpu_isa_name(isa), float_peak_of(isa) * 1e-9);
+        printf("peak\t\t%s\t1\t%.2f\t0\t0\n", pe_cpu_isa_name(isa), peak_of(isa) * 1e-9);
+        printf("float peak\t\t%s\t1\t%.2f\t0\t0\n", pe_cpu_isa_name(isa),
+               float_peak_of(isa) * 1e-9);
         for (uint32_t dtype = 0; dtype < PE_DTYPE_END; dtype++) {
             const pe_dtype_traits *traits = pe_dtype_find(dtype);
             if (traits == NULL || !traits->info.can_compute ||
                 (only_type[0] != '\0' && strcmp(only_type, traits->info.name) != 0)) {
                 continue;
             }
-            for (size_t c = 0; c < PE_LEN(columns); c++) {
-                measure(&kernels, (pe_dtype)dtype, weights,
-                        traits->acts == PE_ACTS_Q8 ? (const void *)q8 : (const void *)x, out,
-                        columns[c]);
+            const bool quantized = traits->acts == PE_ACTS_Q8;
+            for (int strips = 0; strips <= (quantized && kernels.fast_strips); strips++) {
+                for (size_t c = 0; c < PE_LEN(columns); c++) {
+                    measure(&kernels, (pe_dtype)dtype, strips, weights,
+                            quantized ? (const void *)q8 : (const void *)x, out, columns[c]);
+                }
             }
         }
     }

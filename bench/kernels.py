@@ -60,12 +60,12 @@ def main(isa: str, dtype: str, as_json: bool) -> None:
     rows: list[dict[str, Any]] = []
     current: dict[int, tuple[float, float]] = {}
     if not as_json:
-        click.echo(f"{'type':<8}{'isa':<9}{'1 column':>22}", nl=False)
+        click.echo(f"{'type':<8}{'layout':<8}{'isa':<9}{'1 column':>22}", nl=False)
         click.echo("".join(f"{f'x{c}':>7}" for c in COLUMNS) + f"{'504 columns':>26}")
     with subprocess.Popen([program, isa, dtype], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            name, level, columns, gmacs, gbytes, _ = line.rstrip("\n").split("\t")
+            name, layout, level, columns, gmacs, gbytes, _ = line.rstrip("\n").split("\t")
             if name == "read":
                 read = float(gbytes)
             elif name == "peak":
@@ -76,7 +76,7 @@ def main(isa: str, dtype: str, as_json: bool) -> None:
                 current[int(columns)] = (float(gmacs), float(gbytes))
                 if int(columns) == 504:
                     peak = (float_peaks if name in FLOATS else peaks)[level]
-                    rows.append(_row(name, level, current, read, peak))
+                    rows.append(_row(name, layout, level, current, read, peak))
                     current = {}
                     if not as_json:
                         click.echo(_line(rows[-1]))
@@ -97,10 +97,11 @@ def main(isa: str, dtype: str, as_json: bool) -> None:
 
 
 def _row(
-    name: str, level: str, found: dict[int, tuple[float, float]], read: float, peak: float
+    name: str, layout: str, level: str, found: dict[int, tuple[float, float]], read: float, peak: float
 ) -> dict[str, Any]:
     return {
         "type": name,
+        "layout": layout,
         "isa": level,
         "gb_per_second": found[1][1],
         "share_of_bandwidth": found[1][1] / read,
@@ -113,7 +114,7 @@ def _row(
 def _line(row: dict[str, Any]) -> str:
     share = row["share_of_peak"]
     return (
-        f"{row['type']:<8}{row['isa']:<9}{row['gb_per_second']:>11.1f} GB/s "
+        f"{row['type']:<8}{row['layout']:<8}{row['isa']:<9}{row['gb_per_second']:>11.1f} GB/s "
         f"{row['share_of_bandwidth']:>5.0%}"
         + "".join(f"{row['pass_time'][c]:>7.2f}" for c in COLUMNS)
         + f"{row['gmac_per_second']:>14.0f} GMAC/s "

@@ -13,9 +13,9 @@ ROOT = Path(__file__).resolve().parents[2]
 C_LAYERS: dict[str, set[str]] = {
     "base": {"base"},
     "format": {"base", "format"},
-    "kernels": {"base", "kernels", "pe_dtype.h", "pe_page.h"},
+    "kernels": {"base", "kernels", "pe_dtype.h", "pe_page.h", "pe_strip.h"},
     "kv": {"base", "format", "kv"},
-    "ops": {"base", "kernels", "kv", "ops", "pe_dtype.h", "pe_page.h"},
+    "ops": {"base", "kernels", "kv", "ops", "pe_dtype.h", "pe_page.h", "pe_strip.h"},
     "model": {"base", "format", "kernels", "kv", "ops", "model"},
     "sample": {"base"},
     "engine": {"base", "format", "kernels", "kv", "ops", "model", "engine"},

@@ -386,6 +386,38 @@ static void check_matvec(pe_isa isa, const operands *o, const float *expected) {
           pe_dtype_find(o->dtype)->info.name, (int)isa, (int)o->kind, o->n_rows, o->n_k, same);
 }
 
+/* Interleaved weights give the same bits, and go back to what they were. */
+static void check_strips(pe_isa isa, const operands *o, const float *expected) {
+    const pe_dtype_info info = pe_dtype_find(o->dtype)->info;
+    const size_t n_blocks = o->n_k / info.block_weights;
+    const size_t row_bytes = n_blocks * info.block_bytes;
+    uint8_t *rows = guarded(3, o->n_rows * row_bytes);
+    for (size_t r = 0; r < o->n_rows; r++) {
+        memcpy(rows + r * row_bytes, o->weights + r * o->row_bytes, row_bytes);
+    }
+    uint8_t *strips = guarded(4, pe_strip_bytes(o->n_rows, row_bytes));
+    pe_strip_pack(strips, o->dtype, rows, o->n_rows, row_bytes);
+    for (size_t r = 0; r < o->n_rows && isa == PE_ISA_SCALAR; r++) {
+        for (size_t b = 0; b < n_blocks; b++) {
+            uint8_t block[256];
+            const size_t in_strip = r % PE_STRIP_ROWS;
+            pe_strip_read_block(block, o->dtype, strips + (r - in_strip) * row_bytes, b, in_strip);
+            CHECK(memcmp(block, rows + r * row_bytes + b * info.block_bytes, info.block_bytes) == 0,
+                  "strip of %s: row %zu block %zu", info.name, r, b);
+        }
+    }
+    const size_t out_stride = o->n_rows + 1;
+    float *out = guarded(3, ((o->n_cols - 1) * out_stride + o->n_rows) * sizeof *out);
+    kernels[isa].matmul_strips[o->dtype](out, out_stride, strips, row_bytes, o->n_rows, o->acts,
+                                         o->act_bytes, o->n_cols, o->n_k);
+    for (size_t c = 0; c < o->n_cols; c++) {
+        const size_t same =
+            first_difference(out + c * out_stride, expected + c * o->n_rows, o->n_rows);
+        CHECK(same == o->n_rows, "strips %s isa %d fill %d: %zu rows %zu columns n_k %zu: row %zu",
+              info.name, (int)isa, (int)o->kind, o->n_rows, o->n_cols, o->n_k, same);
+    }
+}
+
 /* Each row and column alone gives the bits it gave in the crowd. */
 static void check_alone(pe_isa isa, const operands *o, const float *expected) {
     float *alone = guarded(3, o->n_rows * sizeof *alone);
@@ -429,6 +461,9 @@ static void check_operands(const operands *o) {
             }
         }
         check_matvec(isa, o, expected);
+        if (is_q8(o->dtype)) {
+            check_strips(isa, o, expected);
+        }
         if (o->kind == RANDOM && (o->n_k == 33 || o->n_k == 96 || o->n_k == 512)) {
             check_alone(isa, o, expected);
         }

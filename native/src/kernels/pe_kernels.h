@@ -22,6 +22,7 @@
 #define PE_KERNELS_H
 
 #include "pe_page.h"
+#include "pe_strip.h"
 
 /* Virtual lanes of a float sum: one AVX-512 register, two of AVX2, four of NEON. */
 #define PE_LANES 16
@@ -103,6 +104,12 @@ typedef struct pe_kernels {
      * called with, matmul for several. */
     pe_matmul_fn matmul[PE_DTYPE_END];
     pe_matmul_fn matvec[PE_DTYPE_END];
+
+    /* The same bits for any number of columns from weights in strips (pe_strip.h), of the
+     * quantized types: weights point to the strip of row 0, and row_bytes is the length
+     * of a row without gaps. fast_strips: they beat the two above. */
+    pe_matmul_fn matmul_strips[PE_DTYPE_END];
+    bool fast_strips;
 
     /* out[i] = (x[i] * r) * weight[i], r = 1 / sqrt(lane_sum(x * x) / n + eps).
      * alias    out may be x */

@@ -1,6 +1,6 @@
 /* The entries of the table: one column and several, for every quantized type. Included
  * last by an instruction set's file, after LEVEL, its suffix, and MATMUL_QUANT,
- * its product of several columns, are defined.
+ * its product of several columns, are defined, and MATMUL_STRIPS where it has one.
  */
 #define GLUE(a, b, c) a##b##_##c
 #define NAME(kind, name, level) GLUE(kind, name, level)
@@ -17,7 +17,22 @@
                                            size_t act_bytes, size_t n_cols, size_t n_k) {          \
         MATMUL_QUANT(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,    \
                      dtype);                                                                       \
+    }                                                                                              \
+    STRIPS(name, dtype)
+
+#if defined(MATMUL_STRIPS)
+#define STRIPS(name, dtype)                                                                        \
+    static void NAME(strips_, name, LEVEL)(float *out, size_t out_stride, const void *weights,     \
+                                           size_t row_bytes, size_t n_rows, const void *acts,      \
+                                           size_t act_bytes, size_t n_cols, size_t n_k) {          \
+        MATMUL_STRIPS(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,   \
+                      dtype);                                                                      \
     }
+#define SET_STRIPS(name, dtype) kernels->matmul_strips[dtype] = NAME(strips_, name, LEVEL);
+#else
+#define STRIPS(name, dtype)
+#define SET_STRIPS(name, dtype)
+#endif
 
 PRODUCTS(q4_0, PE_DTYPE_Q4_0)
 PRODUCTS(q4_1, PE_DTYPE_Q4_1)
@@ -37,7 +52,8 @@ PRODUCTS(mxfp4, PE_DTYPE_MXFP4)
 static void NAME(set_, products, LEVEL)(pe_kernels *kernels) {
 #define SET(name, dtype)                                                                           \
     kernels->matvec[dtype] = NAME(matvec_, name, LEVEL);                                           \
-    kernels->matmul[dtype] = NAME(matmul_, name, LEVEL);
+    kernels->matmul[dtype] = NAME(matmul_, name, LEVEL);                                           \
+    SET_STRIPS(name, dtype)
     SET(q4_0, PE_DTYPE_Q4_0)
     SET(q4_1, PE_DTYPE_Q4_1)
     SET(q5_0, PE_DTYPE_Q5_0)
@@ -52,4 +68,7 @@ static void NAME(set_, products, LEVEL)(pe_kernels *kernels) {
     SET(iq4_xs, PE_DTYPE_IQ4_XS)
     SET(mxfp4, PE_DTYPE_MXFP4)
 #undef SET
+#if defined(MATMUL_STRIPS)
+    kernels->fast_strips = true;
+#endif
 }

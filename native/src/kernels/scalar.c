@@ -103,25 +103,47 @@ static float scaled_sum(int32_t isum, float d) {
     return fmaf(PE_SUM_MAGIC + (float)isum, d, -(PE_SUM_MAGIC * d));
 }
 
+/* One unit of a row added to acc. */
+static float add_unit(float acc, const pe_unit *w, const pe_act_block *x,
+                      const pe_dtype_traits *traits) {
+    int32_t isum[2] = {0, 0};
+    for (size_t i = 0; i < PE_BLOCK; i++) {
+        isum[i / 16] += w->q[i] * x->q[i];
+    }
+    float s;
+    if (traits->n_scales == 1) {
+        s = scaled_sum(isum[0] + isum[1], w->d[0]);
+        s = traits->has_min ? fmaf(x->sum, w->m[0], s) : s;
+    } else {
+        s = scaled_sum(isum[0], w->d[0]) + scaled_sum(isum[1], w->d[1]);
+        s = traits->has_min ? fmaf(x->half[1], w->m[1], fmaf(x->half[0], w->m[0], s)) : s;
+    }
+    return fmaf(s, x->d, acc);
+}
+
 static float dot_units(const pe_dtype_traits *traits, const void *weights, const pe_act_block *x,
                        size_t n_k) {
     float acc = 0.0f;
     for (size_t u = 0; u < n_k / PE_BLOCK; u++) {
         pe_unit w;
         traits->unpack_unit(&w, weights, u);
-        int32_t isum[2] = {0, 0};
-        for (size_t i = 0; i < PE_BLOCK; i++) {
-            isum[i / 16] += w.q[i] * x[u].q[i];
-        }
-        float s;
-        if (traits->n_scales == 1) {
-            s = scaled_sum(isum[0] + isum[1], w.d[0]);
-            s = traits->has_min ? fmaf(x[u].sum, w.m[0], s) : s;
-        } else {
-            s = scaled_sum(isum[0], w.d[0]) + scaled_sum(isum[1], w.d[1]);
-            s = traits->has_min ? fmaf(x[u].half[1], w.m[1], fmaf(x[u].half[0], w.m[0], s)) : s;
-        }
-        acc = fmaf(s, x[u].d, acc);
+        acc = add_unit(acc, &w, &x[u], traits);
+    }
+    return acc;
+}
+
+/* The same of a row of a strip. */
+static float dot_strip(pe_dtype dtype, const void *strip, size_t row, const pe_act_block *x,
+                       size_t n_k) {
+    const pe_dtype_traits *traits = pe_dtype_find(dtype);
+    const size_t n_units = traits->info.block_weights / PE_BLOCK;  // of a block
+    float acc = 0.0f;
+    for (size_t u = 0; u < n_k / PE_BLOCK; u++) {
+        uint8_t block[sizeof(pe_block_q6_k)];  // the largest
+        pe_strip_read_block(block, dtype, strip, u / n_units, row);
+        pe_unit w;
+        traits->unpack_unit(&w, block, u % n_units);
+        acc = add_unit(acc, &w, &x[u], traits);
     }
     return acc;
 }
@@ -140,22 +162,38 @@ static float dot_units(const pe_dtype_traits *traits, const void *weights, const
         }                                                                                          \
     }
 
+/* Both products of a quantized type, from rows and from strips. */
+#define MATMUL_QUANT(name, dtype)                                                                  \
+    MATMUL(name, dot_units(pe_dtype_find(dtype), w, x, n_k))                                       \
+    static void strips_##name##_scalar(float *out, size_t out_stride, const void *weights,         \
+                                       size_t row_bytes, size_t n_rows, const void *acts,          \
+                                       size_t act_bytes, size_t n_cols, size_t n_k) {              \
+        for (size_t c = 0; c < n_cols; c++) {                                                      \
+            const void *x = (const uint8_t *)acts + c * act_bytes;                                 \
+            for (size_t r = 0; r < n_rows; r++) {                                                  \
+                const size_t in_strip = r % PE_STRIP_ROWS;                                         \
+                const void *strip = (const uint8_t *)weights + (r - in_strip) * row_bytes;         \
+                out[c * out_stride + r] = dot_strip(dtype, strip, in_strip, x, n_k);               \
+            }                                                                                      \
+        }                                                                                          \
+    }
+
 MATMUL(f32, dot_float(w, x, n_k, widen_f32))
 MATMUL(f16, dot_float(w, x, n_k, widen_f16))
 MATMUL(bf16, dot_float(w, x, n_k, widen_bf16))
-MATMUL(q4_0, dot_units(pe_dtype_find(PE_DTYPE_Q4_0), w, x, n_k))
-MATMUL(q4_1, dot_units(pe_dtype_find(PE_DTYPE_Q4_1), w, x, n_k))
-MATMUL(q5_0, dot_units(pe_dtype_find(PE_DTYPE_Q5_0), w, x, n_k))
-MATMUL(q5_1, dot_units(pe_dtype_find(PE_DTYPE_Q5_1), w, x, n_k))
-MATMUL(q8_0, dot_units(pe_dtype_find(PE_DTYPE_Q8_0), w, x, n_k))
-MATMUL(q2_k, dot_units(pe_dtype_find(PE_DTYPE_Q2_K), w, x, n_k))
-MATMUL(q3_k, dot_units(pe_dtype_find(PE_DTYPE_Q3_K), w, x, n_k))
-MATMUL(q4_k, dot_units(pe_dtype_find(PE_DTYPE_Q4_K), w, x, n_k))
-MATMUL(q5_k, dot_units(pe_dtype_find(PE_DTYPE_Q5_K), w, x, n_k))
-MATMUL(q6_k, dot_units(pe_dtype_find(PE_DTYPE_Q6_K), w, x, n_k))
-MATMUL(iq4_nl, dot_units(pe_dtype_find(PE_DTYPE_IQ4_NL), w, x, n_k))
-MATMUL(iq4_xs, dot_units(pe_dtype_find(PE_DTYPE_IQ4_XS), w, x, n_k))
-MATMUL(mxfp4, dot_units(pe_dtype_find(PE_DTYPE_MXFP4), w, x, n_k))
+MATMUL_QUANT(q4_0, PE_DTYPE_Q4_0)
+MATMUL_QUANT(q4_1, PE_DTYPE_Q4_1)
+MATMUL_QUANT(q5_0, PE_DTYPE_Q5_0)
+MATMUL_QUANT(q5_1, PE_DTYPE_Q5_1)
+MATMUL_QUANT(q8_0, PE_DTYPE_Q8_0)
+MATMUL_QUANT(q2_k, PE_DTYPE_Q2_K)
+MATMUL_QUANT(q3_k, PE_DTYPE_Q3_K)
+MATMUL_QUANT(q4_k, PE_DTYPE_Q4_K)
+MATMUL_QUANT(q5_k, PE_DTYPE_Q5_K)
+MATMUL_QUANT(q6_k, PE_DTYPE_Q6_K)
+MATMUL_QUANT(iq4_nl, PE_DTYPE_IQ4_NL)
+MATMUL_QUANT(iq4_xs, PE_DTYPE_IQ4_XS)
+MATMUL_QUANT(mxfp4, PE_DTYPE_MXFP4)
 
 /* ---- norm and activation ---------------------------------------------- */
 
@@ -304,19 +342,23 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     kernels->matmul[PE_DTYPE_F32] = matmul_f32_scalar;
     kernels->matmul[PE_DTYPE_F16] = matmul_f16_scalar;
     kernels->matmul[PE_DTYPE_BF16] = matmul_bf16_scalar;
-    kernels->matmul[PE_DTYPE_Q4_0] = matmul_q4_0_scalar;
-    kernels->matmul[PE_DTYPE_Q4_1] = matmul_q4_1_scalar;
-    kernels->matmul[PE_DTYPE_Q5_0] = matmul_q5_0_scalar;
-    kernels->matmul[PE_DTYPE_Q5_1] = matmul_q5_1_scalar;
-    kernels->matmul[PE_DTYPE_Q8_0] = matmul_q8_0_scalar;
-    kernels->matmul[PE_DTYPE_Q2_K] = matmul_q2_k_scalar;
-    kernels->matmul[PE_DTYPE_Q3_K] = matmul_q3_k_scalar;
-    kernels->matmul[PE_DTYPE_Q4_K] = matmul_q4_k_scalar;
-    kernels->matmul[PE_DTYPE_Q5_K] = matmul_q5_k_scalar;
-    kernels->matmul[PE_DTYPE_Q6_K] = matmul_q6_k_scalar;
-    kernels->matmul[PE_DTYPE_IQ4_NL] = matmul_iq4_nl_scalar;
-    kernels->matmul[PE_DTYPE_IQ4_XS] = matmul_iq4_xs_scalar;
-    kernels->matmul[PE_DTYPE_MXFP4] = matmul_mxfp4_scalar;
+#define SET_QUANT(name, dtype)                                                                     \
+    kernels->matmul[dtype] = matmul_##name##_scalar;                                               \
+    kernels->matmul_strips[dtype] = strips_##name##_scalar;
+    SET_QUANT(q4_0, PE_DTYPE_Q4_0)
+    SET_QUANT(q4_1, PE_DTYPE_Q4_1)
+    SET_QUANT(q5_0, PE_DTYPE_Q5_0)
+    SET_QUANT(q5_1, PE_DTYPE_Q5_1)
+    SET_QUANT(q8_0, PE_DTYPE_Q8_0)
+    SET_QUANT(q2_k, PE_DTYPE_Q2_K)
+    SET_QUANT(q3_k, PE_DTYPE_Q3_K)
+    SET_QUANT(q4_k, PE_DTYPE_Q4_K)
+    SET_QUANT(q5_k, PE_DTYPE_Q5_K)
+    SET_QUANT(q6_k, PE_DTYPE_Q6_K)
+    SET_QUANT(iq4_nl, PE_DTYPE_IQ4_NL)
+    SET_QUANT(iq4_xs, PE_DTYPE_IQ4_XS)
+    SET_QUANT(mxfp4, PE_DTYPE_MXFP4)
+#undef SET_QUANT
     memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_scalar;
     kernels->silu_mul = silu_mul_scalar;

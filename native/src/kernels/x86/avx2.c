@@ -111,7 +111,8 @@ INLINE void store_rows(float *out, __m256 values, size_t n_valid) {
 
 /* ---- products of quantized weights ------------------------------------ */
 
-#define NARROW_LIMIT 15  // above it 16-bit sums are widened within a unit: more registers
+#define TILE_SUMS 8  // twice, where sums of pairs are widened within a unit
+#define TILE_SUMS_TWO 6
 
 #include "panels256.h"
 
@@ -123,6 +124,17 @@ INLINE bool offset_in_start(panel_kind kind) {
 /* Fours whose products of pairs add up within 16 bits: 2 * limit * 127 * run < 2^15. */
 INLINE size_t run_of(int limit) {
     return limit <= 15 ? 8 : limit <= 31 ? 4 : limit <= 63 ? 2 : 1;
+}
+
+/* Products added in pairs to 16 bits. maddubs multiplies unsigned by signed. Weights of the
+ * signed types meet it as magnitudes, the activations, never -128, taking their sign:
+ * 128 * 127 twice is still below 2^15. */
+INLINE __m256i maddubs(__m256i w, __m256i x, int limit) {
+    if (limit <= 127) {
+        return _mm256_maddubs_epi16(w, x);
+    }
+    const __m256i sign = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    return _mm256_maddubs_epi16(_mm256_abs_epi8(sign), _mm256_sign_epi8(x, sign));
 }
 
 INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,
@@ -137,21 +149,15 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
         for (size_t i = first; i < first + run; i++) {
 #pragma GCC unroll 2
             for (size_t v = 0; v < n_vecs; v++) {
-                __m256i q = _mm256_load_si256((const void *)w->q[u][f + i][8 * v]);
-                const __m256i sign = _mm256_xor_si256(q, _mm256_set1_epi8((char)0x80));
-                if (kind.limit > 127) {
-                    q = _mm256_abs_epi8(sign);
-                }
+                const __m256i q = _mm256_load_si256((const void *)w->q[u][f + i][8 * v]);
 #pragma GCC unroll 6
                 for (size_t c = 0; c < n_tile_cols; c++) {
                     int32_t four;
                     memcpy(&four, x[c]->q + 4 * (f + i), sizeof four);
-                    __m256i a = _mm256_set1_epi32(four);
-                    if (kind.limit > 127) {
-                        a = _mm256_sign_epi8(a, sign);
-                    }
-                    const __m256i two = _mm256_maddubs_epi16(q, a);
+                    const __m256i two = maddubs(q, _mm256_set1_epi32(four), kind.limit);
                     pairs[c][v] = i == first ? two : _mm256_add_epi16(pairs[c][v], two);
+                    // Else GCC adds up in a tree, for which all products wait in memory.
+                    __asm__("" : "+x"(pairs[c][v]));
                 }
             }
         }
@@ -166,17 +172,25 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
     }
 }
 
-/* maddubs multiplies unsigned by signed and adds pairs in 16 bits. Weights of the signed
- * types meet it as magnitudes, the activations, never -128, taking their sign: 128 * 127
- * twice is still below 2^15. */
-INLINE __m256i dot_partial(__m256i w, __m256i x, pe_dtype dtype) {
+INLINE vec dot_fours(vec start, const vec *fours, size_t n_fours, const int8_t *x, int limit) {
     const __m256i ones = _mm256_set1_epi16(1);
-    if (limit_of(dtype) <= 127) {
-        return _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), ones);
+    const size_t run = PE_MIN(run_of(limit), n_fours);
+#pragma GCC unroll 8
+    for (size_t first = 0; first < n_fours; first += run) {
+        __m256i pairs;
+#pragma GCC unroll 8
+        for (size_t i = first; i < first + run; i++) {
+            const __m256i two = maddubs(fours[i], broadcast_four(x + 4 * i), limit);
+            pairs = i == first ? two : _mm256_add_epi16(pairs, two);
+            __asm__("" : "+x"(pairs));  // see sum_fours
+        }
+        start = _mm256_add_epi32(start, _mm256_madd_epi16(pairs, ones));
     }
-    const __m256i sign = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
-    return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_abs_epi8(sign), _mm256_sign_epi8(x, sign)),
-                             ones);
+    return start;
+}
+
+INLINE __m256i dot_partial(__m256i w, __m256i x, pe_dtype dtype) {
+    return _mm256_madd_epi16(maddubs(w, x, limit_of(dtype)), _mm256_set1_epi16(1));
 }
 
 INLINE bool subtracts_offset(pe_dtype dtype) {
@@ -184,6 +198,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
 }
 
 #define MATMUL_QUANT matmul_panels
+#define MATMUL_STRIPS matmul_strips
 #define LEVEL avx2
 #include "products.h"
 

@@ -14,14 +14,29 @@
 #define TILE_SUMS 24
 #define TILE_SUMS_TWO 16
 #define MAX_TILE_COLS 12
-#define NARROW_LIMIT 255
 #define PREFETCH_COLS 32
+#define FUSED_COLS 8
 #define MAX_UNITS 256  // of a row that are summed side by side
 #define MAX_LANES 16
 
 typedef __m512i vec;
 typedef __m512 vecf;
+#define vec_load(p) _mm512_loadu_si512(p)
 #define vec_and _mm512_and_si512
+#define vec_or _mm512_or_si512
+#define vec_xor _mm512_xor_si512
+#define vec_min_u8 _mm512_min_epu8
+#define vec_sll16 _mm512_slli_epi16
+#define vec_sll32 _mm512_slli_epi32
+#define vec_srl32 _mm512_srli_epi32
+#define vec_sra32 _mm512_srai_epi32
+#define vec_sub32 _mm512_sub_epi32
+#define vec_set1_32 _mm512_set1_epi32
+#define vec_max32 _mm512_max_epi32
+#define vec_widen_u8(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p)))
+#define vec_widen_u16(p) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p)))
+#define vec_to_float _mm512_cvtepi32_ps
+#define vecf_widen_f16(p) _mm512_cvtph_ps(_mm256_loadu_si256((const void *)(p)))
 #define vec_srl16 _mm512_srli_epi16
 #define vec_set1_8 _mm512_set1_epi8
 #define vec_set1_128 _mm512_broadcast_i32x4
@@ -125,6 +140,15 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
             }
         }
     }
+}
+
+INLINE vec dot_fours(vec start, const vec *fours, size_t n_fours, const int8_t *x, int limit) {
+    (void)limit;
+#pragma GCC unroll 8
+    for (size_t f = 0; f < n_fours; f++) {
+        start = _mm512_dpbusd_epi32(start, fours[f], broadcast_four(x + 4 * f));
+    }
+    return start;
 }
 
 /* 32 bytes twice, the upper copy shifted right by one count, the lower by another. */
@@ -254,6 +278,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
 }
 
 #define MATMUL_QUANT matmul_panels
+#define MATMUL_STRIPS matmul_strips
 #define LEVEL avx512
 #include "products.h"
 

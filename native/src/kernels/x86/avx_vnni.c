@@ -17,7 +17,8 @@
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
-#define NARROW_LIMIT 255
+#define TILE_SUMS 12  // 2 weights and 1 activation fit 16 registers beside them
+#define TILE_SUMS_TWO 6
 
 #include "panels256.h"
 
@@ -57,6 +58,15 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
     }
 }
 
+INLINE vec dot_fours(vec start, const vec *fours, size_t n_fours, const int8_t *x, int limit) {
+    (void)limit;
+#pragma GCC unroll 8
+    for (size_t f = 0; f < n_fours; f++) {
+        start = _mm256_dpbusd_avx_epi32(start, fours[f], broadcast_four(x + 4 * f));
+    }
+    return start;
+}
+
 INLINE __m256i dot_partial(__m256i w, __m256i x, pe_dtype dtype) {
     (void)dtype;
     return _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), w, x);
@@ -68,6 +78,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
 }
 
 #define MATMUL_QUANT matmul_panels
+#define MATMUL_STRIPS matmul_strips
 #define LEVEL avx_vnni
 #include "products.h"
 

@@ -43,7 +43,7 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
                       size_t n_fours, const pe_act_block *const *x, size_t n_tile_cols,
                       size_t n_vecs, panel_kind kind);
 
-/* Whether sum_fours wants the offset taken off through start. */
+/* Whether sum_fours and dot_fours want the offset taken off through start. */
 INLINE bool offset_in_start(panel_kind kind);
 
 /* ---- asking ahead ----------------------------------------------------- */
@@ -181,6 +181,8 @@ INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t n_rows, si
     }
 }
 
+#include "strips.h"
+
 /* ---- the micro-kernel ------------------------------------------------- */
 
 /* Adds n_units of the panel's first n_vecs registers of rows times n_tile_cols columns
@@ -246,9 +248,7 @@ INLINE void tile(float (*sums)[ROWS], const panel *w, const uint8_t *acts, size_
 INLINE void multiply_panel(float (*sums)[ROWS], const panel *w, const uint8_t *acts,
                            size_t act_bytes, size_t n_units, size_t n_cols, size_t n_vecs,
                            panel_kind kind) {
-    const size_t n_sums = kind.two_scales             ? TILE_SUMS_TWO
-                          : kind.limit > NARROW_LIMIT ? TILE_SUMS / 2
-                                                      : TILE_SUMS;
+    const size_t n_sums = kind.two_scales ? TILE_SUMS_TWO : TILE_SUMS;
     const size_t widest = n_sums / n_vecs;
     size_t c = 0;
 #define TILES(width)                                                                               \
@@ -306,9 +306,21 @@ INLINE multiply_fn multiply_of(pe_dtype dtype) {
     return has_min(dtype) ? multiply_nibbles_min : multiply_nibbles;
 }
 
-INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, size_t row_bytes,
-                          size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
-                          size_t n_k, pe_dtype dtype) {
+INLINE void fill_from_rows(panel *out, const uint8_t *weights, size_t row_bytes, size_t n_rows,
+                           size_t first_row, size_t n_panel_rows, size_t slice, size_t n_units,
+                           ahead *next, pe_dtype dtype) {
+    const uint8_t *rows[ROWS];
+    for (size_t i = 0; i < n_panel_rows; i++) {  // past the last: the last again
+        rows[i] =
+            weights + PE_MIN(first_row + i, n_rows - 1) * row_bytes + slice * units_bytes(dtype);
+    }
+    fill_panel(out, rows, n_panel_rows, n_units, next, dtype);
+}
+
+/* from_strips (a constant): weights are strips, else rows. */
+INLINE void matmul_any(float *out, size_t out_stride, const void *weights, size_t row_bytes,
+                       size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols, size_t n_k,
+                       pe_dtype dtype, bool from_strips) {
     const size_t n_units = n_k / PE_BLOCK;
     const size_t n_slices = (n_units + UNITS - 1) / UNITS;
     // Few columns: what counts is how fast panels are filled, and small ones are.
@@ -325,14 +337,15 @@ INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, si
             const size_t n_shared = PE_MIN(n_cols - c, (size_t)MAX_COLS);
             memset(sums, 0, n_shared * sizeof *sums);
             for (size_t slice = 0; slice < n_slices; slice++) {
-                const uint8_t *rows[ROWS];
-                for (size_t i = 0; i < n_panel_rows; i++) {  // past the last: the last again
-                    rows[i] = (const uint8_t *)weights + PE_MIN(r + i, n_rows - 1) * row_bytes +
-                              slice * units_bytes(dtype);
-                }
                 const size_t u = slice * UNITS;
                 const size_t n = PE_MIN(n_units - u, (size_t)UNITS);
-                fill_panel(&w, rows, n_panel_rows, n, &next, dtype);
+                if (from_strips) {
+                    fill_from_strips(&w, weights, row_bytes, n_rows, r, n_panel_rows, slice, n,
+                                     dtype);
+                } else {
+                    fill_from_rows(&w, weights, row_bytes, n_rows, r, n_panel_rows, slice, n, &next,
+                                   dtype);
+                }
                 const uint8_t *x = (const uint8_t *)acts + c * act_bytes + u * sizeof(pe_act_block);
                 multiply_of(dtype)(sums, &w, x, act_bytes, n, n_shared, n_vecs,
                                    (float)offset_of(dtype));
@@ -341,6 +354,25 @@ INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, si
                 memcpy(out + (c + i) * out_stride + r, sums[i], n_valid * sizeof **sums);
             }
         }
+    }
+}
+
+INLINE void matmul_panels(float *out, size_t out_stride, const void *weights, size_t row_bytes,
+                          size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
+                          size_t n_k, pe_dtype dtype) {
+    matmul_any(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k, dtype,
+               false);
+}
+
+INLINE void matmul_strips(float *out, size_t out_stride, const void *weights, size_t row_bytes,
+                          size_t n_rows, const void *acts, size_t act_bytes, size_t n_cols,
+                          size_t n_k, pe_dtype dtype) {
+    if (n_cols <= FUSED_COLS) {
+        matmul_few(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,
+                   dtype);
+    } else {
+        matmul_any(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k, dtype,
+                   true);
     }
 }
 

@@ -4,16 +4,30 @@
 #define ROWS 16
 #define FEW_VECS 2
 #define FEW_COLS 0
-#define TILE_SUMS 12  // 2 weights and 1 activation fit 16 registers beside them
-#define TILE_SUMS_TWO 6
 #define MAX_TILE_COLS 6
 #define MAX_UNITS 256  // of a row that are summed side by side
 #define MAX_LANES 8
 #define PREFETCH_COLS 32
+#define FUSED_COLS 8
 
 typedef __m256i vec;
 typedef __m256 vecf;
+#define vec_load(p) _mm256_loadu_si256((const void *)(p))
 #define vec_and _mm256_and_si256
+#define vec_or _mm256_or_si256
+#define vec_xor _mm256_xor_si256
+#define vec_min_u8 _mm256_min_epu8
+#define vec_sll16 _mm256_slli_epi16
+#define vec_sll32(v, n) _mm256_slli_epi32(v, (int)(n))
+#define vec_srl32(v, n) _mm256_srli_epi32(v, (int)(n))
+#define vec_sra32 _mm256_srai_epi32
+#define vec_sub32 _mm256_sub_epi32
+#define vec_set1_32 _mm256_set1_epi32
+#define vec_max32 _mm256_max_epi32
+#define vec_widen_u8(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p)))
+#define vec_widen_u16(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p)))
+#define vec_to_float _mm256_cvtepi32_ps
+#define vecf_widen_f16(p) _mm256_cvtph_ps(_mm_loadu_si128((const void *)(p)))
 #define vec_srl16 _mm256_srli_epi16
 #define vec_set1_8 _mm256_set1_epi8
 #define vec_set1_128 _mm256_broadcastsi128_si256
