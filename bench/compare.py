@@ -28,6 +28,7 @@ import llama_cpp
 import numpy as np
 
 import pyengine
+from pyengine._bench import settle
 
 Times = tuple[float, float]  # seconds of prefill, of decoding
 
@@ -56,6 +57,7 @@ class Work:
 def ours(work: Work) -> Callable[[], Times]:
     """A measurement of pyengine."""
     engine = pyengine.Engine(work.model, n_threads=work.threads, kv_type=work.kv)
+    settle(engine)
     past = engine.session()
     if work.depth:
         past.feed(work.tokens[: work.depth], logits="none")

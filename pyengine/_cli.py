@@ -77,6 +77,12 @@ def _group() -> None:
     "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
 )
 @click.option(
+    "--resident",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Keep weights interleaved in memory.  [default: where it helps and fits]",
+)
+@click.option(
     "--isa",
     type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
     help="Force an instruction set.",
@@ -102,6 +108,7 @@ def _run(
     verbose: bool,
     isa: Any,
     kv_type: Any,
+    resident: Any,
     **sampling: Any,
 ) -> int:
     """Continues a prompt with MODEL, a GGUF file; without one, the bundled story model.
@@ -121,6 +128,7 @@ def _run(
         n_batch=batch_size,
         isa=isa,
         kv_type=kv_type,
+        resident=resident,
     ) as engine:
         if verbose:
             click.echo(_describe(engine), err=True)
@@ -230,7 +238,8 @@ def _describe(engine: Engine) -> str:
         f"context {info.n_ctx} of {info.n_ctx_train}\n"
         f"weights {_mb(info.weight_bytes)} mapped, {_mb(info.decode_bytes)} read per token; "
         f"scratch {_mb(info.scratch_bytes)}; "
-        f"KV {info.kv_type}, {_mb(info.kv_page_bytes)} per 32 tokens"
+        f"KV {info.kv_type}, {_mb(info.kv_page_bytes)} per 32 tokens\n"
+        f"weights interleaved in memory: {info.resident_why}"
     )
 
 
@@ -268,6 +277,12 @@ def _mb(n_bytes: int) -> str:
     "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
 )
 @click.option(
+    "--resident",
+    type=click.Choice(["auto", "on", "off"]),
+    default="auto",
+    help="Keep weights interleaved in memory.  [default: where it helps and fits]",
+)
+@click.option(
     "--isa",
     type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
     help="Force an instruction set.",
@@ -286,12 +301,13 @@ def _bench(
     repeat: int,
     ctx_size: int | None,
     kv_type: str,
+    resident: str,
     isa: str | None,
     json_path: str | None,
     svg_path: str | None,
 ) -> int:
     """Measures the speed of MODEL here; without one, of the bundled story model."""
-    options = {"n_ctx": ctx_size, "kv_type": kv_type, "isa": isa}
+    options = {"n_ctx": ctx_size, "kv_type": kv_type, "resident": resident, "isa": isa}
     if threads is None:
         with Engine(model, **options) as engine:  # type: ignore[arg-type]
             threads = str(engine.info.n_threads)

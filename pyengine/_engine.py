@@ -40,6 +40,11 @@ _KV_TYPES = {
     "q8_0": lib.PE_KV_Q8_0,
     "q4_0": lib.PE_KV_Q4_0,
 }
+_RESIDENT_MODES = {
+    "auto": lib.PE_RESIDENT_AUTO,
+    "off": lib.PE_RESIDENT_OFF,
+    "on": lib.PE_RESIDENT_ON,
+}
 _KV_NAMES = {number: name for name, number in _KV_TYPES.items()}
 
 # Rows of logits that perplexity holds at a time: 64 rows of a 128k vocabulary are 33 MB.
@@ -62,6 +67,9 @@ class EngineInfo:
         kv_page_bytes: Taken per 32 positions of a session.
         kv_bytes: Held in pages now, by all sessions.
         kv_bytes_peak: The most that ``kv_bytes`` has been.
+        resident_bytes: Weights kept in memory, interleaved, so far.
+        resident_bytes_goal: And when all that gain by it are; 0 when none are to be.
+        resident_why: Why they are, or are not, in words.
     """
 
     architecture: str
@@ -82,6 +90,9 @@ class EngineInfo:
     kv_page_bytes: int
     kv_bytes: int
     kv_bytes_peak: int
+    resident_bytes: int
+    resident_bytes_goal: int
+    resident_why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +115,9 @@ class Perplexity:
 class Engine(ClosableHandle):
     """A model bound to its file, with its threads and its KV pages.
 
-    Weights stay in the file's mapping: opening takes milliseconds beyond building the
-    tokenizer, and processes that open the same file share them. One engine may be used
+    Weights are read from the file's mapping: opening takes milliseconds beyond building the
+    tokenizer. Where memory allows they move to memory of this process while it computes,
+    see ``resident``; with ``"off"`` processes that open the same file go on sharing them. One engine may be used
     from several threads: calls into the core wait for each other. Close it with
     :meth:`close` or a ``with`` block.
 
@@ -118,6 +130,10 @@ class Engine(ClosableHandle):
         kv_type: ``"f32"``, ``"f16"``, ``"q8_0"`` or ``"q4_0"``; ``"auto"`` is f32 for F32
                 models, else f16. docs/ACCURACY.md says what each costs.
         max_kv_bytes: Bound on the KV pages of all sessions together.
+        resident: Whether weights move from the file's mapping to memory of this process,
+            interleaved as decoding reads them fastest: ``"auto"`` where it helps and no
+            more than three quarters of the available memory are needed, a share after each
+            pass; ``"on"`` all at once while opening; ``"off"`` never. Results do not change.
         isa: Force an instruction set, ``"scalar"``, ``"avx2"``, ``"avx_vnni"`` or
             ``"avx512"``, on Arm ``"neon"``, ``"dotprod"`` or ``"i8mm"``; results do not
             change.
@@ -135,7 +151,7 @@ class Engine(ClosableHandle):
         UnsupportedModelError: It needs something this build lacks, named.
         TokenizerError: It has no tokenizer, or one that cannot be built.
         ArgumentError: An option outside its range, named.
-        OutOfMemoryError: No memory for the working buffers.
+        OutOfMemoryError: No memory for the working buffers, or for ``resident="on"``.
     """
 
     def __init__(
@@ -147,6 +163,7 @@ class Engine(ClosableHandle):
         n_batch: int | None = None,
         kv_type: Literal["auto", "f32", "f16", "q8_0", "q4_0"] = "auto",
         max_kv_bytes: int | None = None,
+        resident: Literal["auto", "on", "off"] = "auto",
         isa: Literal["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]
         | None = None,
     ) -> None:
@@ -163,6 +180,7 @@ class Engine(ClosableHandle):
         params.max_kv_bytes = _positive("max_kv_bytes", max_kv_bytes, 2**64 - 1)
         params.isa = lib.PE_ISA_BEST if isa is None else choice("isa", isa, _ISAS)
         params.kv_type = choice("kv_type", kv_type, _KV_TYPES)
+        params.resident = choice("resident", resident, _RESIDENT_MODES)
 
         self.file = ModelFile(bundled_model() if path is None else path)
         try:
@@ -234,6 +252,7 @@ class Engine(ClosableHandle):
             fields = {name: getattr(raw, name) for name in EngineInfo.__slots__}
             fields["architecture"] = ffi.string(raw.architecture).decode()
             fields["isa"] = ffi.string(raw.isa).decode()
+            fields["resident_why"] = ffi.string(raw.resident_why).decode()
         fields["kv_type"] = _KV_NAMES[raw.kv_type]
         return EngineInfo(**fields)
 

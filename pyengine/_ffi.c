@@ -583,7 +583,7 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
 /*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // float *
 /*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // float const *
 /*  3 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t const *
@@ -591,83 +591,83 @@ static void *_cffi_types[] = {
 /*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
 /*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 146), // pe_error *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
 /*  9 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 10 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 161), // void const *
+/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // void const *
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 13 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
+/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
 /* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 142), // pe_dtype_info *
 /* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 18 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
+/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
 /* 21 */ _CFFI_OP(_CFFI_OP_POINTER, 27), // pe_engine * *
 /* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // pe_file *
 /* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 145), // pe_engine_params const *
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
+/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
 /* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 143), // pe_engine *
 /* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 147), // pe_feed const *
 /* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 140), // int32_t const *
 /* 31 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_file * *, char const *, pe_error *)
+/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_file * *, char const *, pe_error *)
 /* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // pe_file * *
 /* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 136), // char const *
 /* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_file const *, pe_error *)
+/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_file const *, pe_error *)
 /* 39 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // pe_file const *
 /* 40 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 42 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
+/* 42 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
 /* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 152), // pe_meta *
 /* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 39),
 /* 45 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 46 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
+/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
 /* 49 */ _CFFI_OP(_CFFI_OP_POINTER, 57), // pe_sampler * *
-/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // pe_sampler_params const *
+/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // pe_sampler_params const *
 /* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
-/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 154), // pe_sampler *
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
+/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // pe_sampler *
 /* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
 /* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 60 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 61 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_session * *, pe_engine *, pe_error *)
+/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_session * *, pe_engine *, pe_error *)
 /* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 70), // pe_session * *
 /* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
 /* 66 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 68 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_session * *, pe_session *, pe_error *)
+/* 68 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_session * *, pe_session *, pe_error *)
 /* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 64),
-/* 70 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // pe_session *
+/* 70 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // pe_session *
 /* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_session *, uint32_t, pe_error *)
+/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_session *, uint32_t, pe_error *)
 /* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 70),
 /* 75 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 76 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
-/* 79 */ _CFFI_OP(_CFFI_OP_POINTER, 158), // pe_tensor_info *
+/* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
+/* 79 */ _CFFI_OP(_CFFI_OP_POINTER, 159), // pe_tensor_info *
 /* 80 */ _CFFI_OP(_CFFI_OP_NOOP, 39),
 /* 81 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
+/* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
 /* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
 /* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 87 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
@@ -675,47 +675,47 @@ static void *_cffi_types[] = {
 /* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 157), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
-/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 161), // void *
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
+/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // void *
 /* 94 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 96 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
-/* 100 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // pe_session const *
+/* 100 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // pe_session const *
 /* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
 /* 103 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
-/* 105 */ _CFFI_OP(_CFFI_OP_POINTER, 154), // pe_sampler const *
+/* 105 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // pe_sampler const *
 /* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_engine *)
+/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_engine *)
 /* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
 /* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_engine_info *, pe_engine *)
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_engine_info *, pe_engine *)
 /* 111 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // pe_engine_info *
 /* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
 /* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_file *)
+/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_file *)
 /* 115 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_file_info *, pe_file const *)
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_file_info *, pe_file const *)
 /* 118 */ _CFFI_OP(_CFFI_OP_POINTER, 149), // pe_file_info *
 /* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 39),
 /* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_sampler *)
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_sampler *)
 /* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
 /* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_sampler *, uint32_t)
+/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_sampler *, uint32_t)
 /* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
 /* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_sampler *, uint64_t)
+/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_sampler *, uint64_t)
 /* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
 /* 130 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION, 161), // void()(pe_session *)
+/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_session *)
 /* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 70),
 /* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
 /* 135 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
@@ -737,14 +737,15 @@ static void *_cffi_types[] = {
 /* 151 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
 /* 152 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_meta
 /* 153 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
-/* 154 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_sampler
-/* 155 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_sampler_params
-/* 156 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_session
-/* 157 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_status
-/* 158 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_tensor_info
-/* 159 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
-/* 160 */ (_cffi_opcode_t)(4),
-/* 161 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 154 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_resident_mode
+/* 155 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_sampler
+/* 156 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_sampler_params
+/* 157 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_session
+/* 158 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_status
+/* 159 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_tensor_info
+/* 160 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
+/* 161 */ (_cffi_opcode_t)(4),
+/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_PE_DTYPE_F32(unsigned long long *o)
@@ -1041,6 +1042,27 @@ static int _cffi_const_PE_META_F64(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_RESIDENT_AUTO(unsigned long long *o)
+{
+  int n = (PE_RESIDENT_AUTO) <= 0;
+  *o = (unsigned long long)((PE_RESIDENT_AUTO) | 0);  /* check that PE_RESIDENT_AUTO is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_RESIDENT_OFF(unsigned long long *o)
+{
+  int n = (PE_RESIDENT_OFF) <= 0;
+  *o = (unsigned long long)((PE_RESIDENT_OFF) | 0);  /* check that PE_RESIDENT_OFF is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_RESIDENT_ON(unsigned long long *o)
+{
+  int n = (PE_RESIDENT_ON) <= 0;
+  *o = (unsigned long long)((PE_RESIDENT_ON) | 0);  /* check that PE_RESIDENT_ON is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_OK(unsigned long long *o)
 {
   int n = (PE_OK) <= 0;
@@ -1198,7 +1220,7 @@ _cffi_f_pe_dequantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1257,7 +1279,7 @@ _cffi_f_pe_dtype_describe(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1425,7 +1447,7 @@ _cffi_f_pe_engine_forward(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1500,7 +1522,7 @@ _cffi_f_pe_engine_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1553,7 +1575,7 @@ _cffi_f_pe_file_check(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1710,7 +1732,7 @@ _cffi_f_pe_file_meta(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1774,7 +1796,7 @@ _cffi_f_pe_file_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1844,7 +1866,7 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1931,7 +1953,7 @@ _cffi_f_pe_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2007,7 +2029,7 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2181,7 +2203,7 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2262,7 +2284,7 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2410,7 +2432,7 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2548,7 +2570,7 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2607,7 +2629,7 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2694,7 +2716,7 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(157));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2756,6 +2778,9 @@ static void _cffi_checkfld__pe_engine_info(pe_engine_info *p)
   (void)((p->kv_page_bytes) | 0);  /* check that 'pe_engine_info.kv_page_bytes' is an integer */
   (void)((p->kv_bytes) | 0);  /* check that 'pe_engine_info.kv_bytes' is an integer */
   (void)((p->kv_bytes_peak) | 0);  /* check that 'pe_engine_info.kv_bytes_peak' is an integer */
+  (void)((p->resident_bytes) | 0);  /* check that 'pe_engine_info.resident_bytes' is an integer */
+  (void)((p->resident_bytes_goal) | 0);  /* check that 'pe_engine_info.resident_bytes_goal' is an integer */
+  { char const * *tmp = &p->resident_why; (void)tmp; }
 }
 struct _cffi_align__pe_engine_info { char x; pe_engine_info y; };
 
@@ -2770,6 +2795,7 @@ static void _cffi_checkfld__pe_engine_params(pe_engine_params *p)
   (void)((p->n_batch) | 0);  /* check that 'pe_engine_params.n_batch' is an integer */
   (void)((p->isa) | 0);  /* check that 'pe_engine_params.isa' is an integer */
   (void)((p->kv_type) | 0);  /* check that 'pe_engine_params.kv_type' is an integer */
+  (void)((p->resident) | 0);  /* check that 'pe_engine_params.resident' is an integer */
   (void)((p->max_kv_bytes) | 0);  /* check that 'pe_engine_params.max_kv_bytes' is an integer */
 }
 struct _cffi_align__pe_engine_params { char x; pe_engine_params y; };
@@ -2915,6 +2941,9 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_META_U8", (void *)_cffi_const_PE_META_U8, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_OK", (void *)_cffi_const_PE_OK, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_PAGE_TOKENS", (void *)_cffi_const_PE_PAGE_TOKENS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "PE_RESIDENT_AUTO", (void *)_cffi_const_PE_RESIDENT_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_RESIDENT_OFF", (void *)_cffi_const_PE_RESIDENT_OFF, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_RESIDENT_ON", (void *)_cffi_const_PE_RESIDENT_ON, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 102), (void *)_cffi_d_pe_api_version },
   { "pe_dequantize", (void *)_cffi_f_pe_dequantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 8), (void *)_cffi_d_pe_dequantize },
   { "pe_dtype_describe", (void *)_cffi_f_pe_dtype_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_pe_dtype_describe },
@@ -3014,6 +3043,15 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "kv_bytes_peak", offsetof(pe_engine_info, kv_bytes_peak),
                      sizeof(((pe_engine_info *)0)->kv_bytes_peak),
                      _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "resident_bytes", offsetof(pe_engine_info, resident_bytes),
+                      sizeof(((pe_engine_info *)0)->resident_bytes),
+                      _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "resident_bytes_goal", offsetof(pe_engine_info, resident_bytes_goal),
+                           sizeof(((pe_engine_info *)0)->resident_bytes_goal),
+                           _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "resident_why", offsetof(pe_engine_info, resident_why),
+                    sizeof(((pe_engine_info *)0)->resident_why),
+                    _CFFI_OP(_CFFI_OP_NOOP, 35) },
   { "struct_bytes", offsetof(pe_engine_params, struct_bytes),
                     sizeof(((pe_engine_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3032,6 +3070,9 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "kv_type", offsetof(pe_engine_params, kv_type),
                sizeof(((pe_engine_params *)0)->kv_type),
                _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "resident", offsetof(pe_engine_params, resident),
+                sizeof(((pe_engine_params *)0)->resident),
+                _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "max_kv_bytes", offsetof(pe_engine_params, max_kv_bytes),
                     sizeof(((pe_engine_params *)0)->max_kv_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 4) },
@@ -3139,7 +3180,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "dims", offsetof(pe_tensor_info, dims),
             sizeof(((pe_tensor_info *)0)->dims),
-            _CFFI_OP(_CFFI_OP_NOOP, 159) },
+            _CFFI_OP(_CFFI_OP_NOOP, 160) },
   { "data", offsetof(pe_tensor_info, data),
             sizeof(((pe_tensor_info *)0)->data),
             _CFFI_OP(_CFFI_OP_NOOP, 11) },
@@ -3160,27 +3201,27 @@ static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
   { "pe_engine", 143, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
   { "pe_engine_info", 144, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 5, 18 },
+    sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 5, 21 },
   { "pe_engine_params", 145, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 23, 7 },
+    sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 26, 8 },
   { "pe_error", 146, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 30, 2 },
+    sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 34, 2 },
   { "pe_feed", 147, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 32, 5 },
+    sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 36, 5 },
   { "pe_file", 148, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
   { "pe_file_info", 149, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 37, 6 },
+    sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 41, 6 },
   { "pe_meta", 152, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 43, 7 },
-  { "pe_sampler", 154, _CFFI_F_OPAQUE,
+    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 47, 7 },
+  { "pe_sampler", 155, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_sampler_params", 155, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 50, 10 },
-  { "pe_session", 156, _CFFI_F_OPAQUE,
+  { "pe_sampler_params", 156, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 54, 10 },
+  { "pe_session", 157, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_tensor_info", 158, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 60, 9 },
+  { "pe_tensor_info", 159, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 64, 9 },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
@@ -3195,7 +3236,9 @@ static const struct _cffi_enum_s _cffi_enums[] = {
   { "pe_meta_type", 153, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
     "PE_META_U8,PE_META_I8,PE_META_U16,PE_META_I16,PE_META_U32,PE_META_I32,PE_META_F32,PE_META_BOOL,PE_META_STRING,"
     "PE_META_ARRAY,PE_META_U64,PE_META_I64,PE_META_F64" },
-  { "pe_status", 157, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
+  { "pe_resident_mode", 154, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
+    "PE_RESIDENT_AUTO,PE_RESIDENT_OFF,PE_RESIDENT_ON" },
+  { "pe_status", 158, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
     "PE_OK,PE_ERR_ARG,PE_ERR_IO,PE_ERR_FORMAT,PE_ERR_UNSUPPORTED,PE_ERR_NOMEM,PE_ERR_CONTEXT,PE_ERR_NUMERIC,"
     "PE_ERR_CANCELLED" },
 };
@@ -3214,11 +3257,12 @@ static const struct _cffi_typename_s _cffi_typenames[] = {
   { "pe_kv_type", 151 },
   { "pe_meta", 152 },
   { "pe_meta_type", 153 },
-  { "pe_sampler", 154 },
-  { "pe_sampler_params", 155 },
-  { "pe_session", 156 },
-  { "pe_status", 157 },
-  { "pe_tensor_info", 158 },
+  { "pe_resident_mode", 154 },
+  { "pe_sampler", 155 },
+  { "pe_sampler_params", 156 },
+  { "pe_session", 157 },
+  { "pe_status", 158 },
+  { "pe_tensor_info", 159 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -3228,12 +3272,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  80,  /* num_globals */
+  83,  /* num_globals */
   13,  /* num_struct_unions */
-  5,  /* num_enums */
-  18,  /* num_typenames */
+  6,  /* num_enums */
+  19,  /* num_typenames */
   NULL,  /* no includes */
-  162,  /* num_types */
+  163,  /* num_types */
   0,  /* flags */
 };
 

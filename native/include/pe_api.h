@@ -198,6 +198,14 @@ typedef enum pe_kv_type {
     PE_KV_Q4_0 = 4   // the same
 } pe_kv_type;
 
+/* Whether weights are kept in memory a second time, interleaved as kernels of several rows
+ * like them; the mapped ones are given back to the system then. Results do not change. */
+typedef enum pe_resident_mode {
+    PE_RESIDENT_AUTO = 0,  // where it is faster and memory suffices; a share after each pass
+    PE_RESIDENT_OFF = 1,   // weights are read where they are mapped
+    PE_RESIDENT_ON = 2     // all at open; an error where it cannot be
+} pe_resident_mode;
+
 /* Zero means "choose for me" in every field but struct_bytes. */
 typedef struct pe_engine_params {
     uint32_t struct_bytes;  // sizeof(pe_engine_params) of the caller
@@ -206,6 +214,7 @@ typedef struct pe_engine_params {
     uint32_t n_batch;       // tokens per pass; bounds scratch memory; 0: 256
     uint32_t isa;           // pe_isa
     uint32_t kv_type;       // pe_kv_type
+    uint32_t resident;      // pe_resident_mode
     uint64_t max_kv_bytes;  // KV pages of all sessions together; 0: bounded by n_ctx alone
 } pe_engine_params;
 
@@ -228,6 +237,9 @@ typedef struct pe_engine_info {
     uint64_t kv_page_bytes;  // taken per PE_PAGE_TOKENS positions of a session
     uint64_t kv_bytes;       // in pages now, by all sessions
     uint64_t kv_bytes_peak;
+    uint64_t resident_bytes;       // weights kept interleaved so far
+    uint64_t resident_bytes_goal;  // and when all that gain by it are
+    const char *resident_why;      // why, in words; lives as long as the engine
 } pe_engine_info;
 
 /* Whether this build can run the file: binds every weight, takes no memory.
@@ -241,7 +253,8 @@ pe_status pe_file_check(const pe_file *file, pe_error *err);
  * errors   PE_ERR_ARG          a parameter is outside its range
  *          PE_ERR_UNSUPPORTED  architecture, tensor type or feature, named
  *          PE_ERR_FORMAT       a weight or hyper-parameter is missing or mis-shaped
- *          PE_ERR_NOMEM */
+ *          PE_ERR_NOMEM        working memory, or PE_RESIDENT_ON with too little for it;
+ *                              PE_ERR_UNSUPPORTED too where nothing would be gained */
 pe_status pe_engine_open(pe_engine **out_engine, pe_file *file, const pe_engine_params *params,
                          pe_error *err);
 

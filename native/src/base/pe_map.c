@@ -1,4 +1,4 @@
-#define _POSIX_C_SOURCE 200809L
+#define _GNU_SOURCE
 #include "pe_map.h"
 
 #include <errno.h>
@@ -46,5 +46,44 @@ void pe_map_close(pe_map *map) {
     if (map->data != NULL) {
         munmap((void *)(uintptr_t)map->data, (size_t)map->n_bytes);
         *map = (pe_map){0};
+    }
+}
+
+void pe_map_forget(const void *data, uint64_t n_bytes) {
+    const uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+    const uintptr_t begin = ((uintptr_t)data + page - 1) / page * page;
+    const uintptr_t end = ((uintptr_t)data + (uintptr_t)n_bytes) / page * page;
+    if (begin < end) {
+        (void)madvise((void *)begin, end - begin, MADV_DONTNEED);
+    }
+}
+
+#define HUGE_PAGE ((uintptr_t)2 << 20)
+
+void *pe_map_anonymous(uint64_t n_bytes) {
+    if (n_bytes > SIZE_MAX - 2 * HUGE_PAGE) {
+        return NULL;
+    }
+    // More than asked, of which the borders are given back.
+    const size_t rounded = pe_ceil_div(n_bytes, HUGE_PAGE) * HUGE_PAGE;
+    uint8_t *data = mmap(NULL, rounded + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (data == MAP_FAILED) {
+        return NULL;
+    }
+    const size_t n_before = (HUGE_PAGE - (uintptr_t)data % HUGE_PAGE) % HUGE_PAGE;
+    if (n_before > 0) {
+        munmap(data, n_before);
+    }
+    munmap(data + n_before + rounded, HUGE_PAGE - n_before);
+#if defined(MADV_HUGEPAGE)
+    (void)madvise(data + n_before, rounded, MADV_HUGEPAGE);
+#endif
+    return data + n_before;
+}
+
+void pe_map_free_anonymous(void *memory, uint64_t n_bytes) {
+    if (memory != NULL) {
+        munmap(memory, (size_t)(pe_ceil_div(n_bytes, HUGE_PAGE) * HUGE_PAGE));
     }
 }

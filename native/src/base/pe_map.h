@@ -1,4 +1,4 @@
-/* A read-only memory mapping of one whole file. */
+/* A read-only memory mapping of one whole file, and large blocks of memory. */
 #ifndef PE_MAP_H
 #define PE_MAP_H
 
@@ -18,5 +18,17 @@ pe_status pe_map_open(pe_map *out_map, const char *path, pe_error *err);
 
 /* A zeroed or closed map is allowed. */
 void pe_map_close(pe_map *map);
+
+/* Gives the pages that lie wholly within n_bytes at data, part of a map, back to the
+ * system; who reads them again gets them from the page cache or the file. */
+void pe_map_forget(const void *data, uint64_t n_bytes);
+
+/* Zeroed memory on a border of 2 MB, in huge pages where the system has them; taken only
+ * when it is written to. NULL when there are no addresses for it.
+ * owner    undone by pe_map_free_anonymous with the same n_bytes */
+void *pe_map_anonymous(uint64_t n_bytes);
+
+/* NULL is allowed. */
+void pe_map_free_anonymous(void *memory, uint64_t n_bytes);
 
 #endif

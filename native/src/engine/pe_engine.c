@@ -10,12 +10,17 @@
 #include "pe_cpu.h"
 #include "pe_forward.h"
 #include "pe_mem.h"
+#include "pe_resident.h"
 
 /* Enough columns to amortise unpacking the weights; scratch stays below 100 MB for
  * 8B shapes (256 tokens * 4 bytes * (3 * 4096 + 2 * 14336 + ...)). */
 #define DEFAULT_N_BATCH 256u
 #define MAX_N_BATCH 4096u
 #define MAX_THREADS 1024u
+
+/* After each pass a 32nd of the weights is interleaved: a few percent of what decoding a
+ * token takes, for as many tokens. */
+#define RESIDENT_SHARE 32u
 
 struct pe_engine {
     atomic_uint n_references;
@@ -26,6 +31,7 @@ struct pe_engine {
     pe_ops ops;
     pe_kv_pool kv;
     pe_scratch scratch;
+    pe_resident resident;
     uint32_t n_ctx;
 };
 
@@ -63,6 +69,7 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     PE_TRY(at_most("n_threads", params->n_threads, MAX_THREADS, err));
     PE_TRY(at_most("n_batch", params->n_batch, MAX_N_BATCH, err));
     PE_TRY(at_most("kv_type", params->kv_type, PE_KV_END - 1, err));
+    PE_TRY(at_most("resident", params->resident, PE_RESIDENT_ON, err));
     if (!pe_cpu_has_isa((pe_isa)params->isa)) {
         return pe_fail(
             err, PE_ERR_ARG, "isa: expected what this processor has, up to %s, found %u (%s)",
@@ -103,7 +110,13 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     }
     PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx),
                            n_threads, err));
-    return pe_pool_new(&engine->ops.pool, n_threads, err);
+    PE_TRY(pe_pool_new(&engine->ops.pool, n_threads, err));
+    const pe_resident_mode mode = (pe_resident_mode)params->resident;
+    PE_TRY(pe_resident_init(&engine->resident, &engine->model, &engine->ops, mode, err));
+    if (mode == PE_RESIDENT_ON) {
+        pe_resident_make(&engine->resident, &engine->ops, 1);
+    }
+    return PE_OK;
 }
 
 pe_status pe_engine_open(pe_engine **out_engine, pe_file *file, const pe_engine_params *params,
@@ -147,6 +160,7 @@ void pe_engine_close(pe_engine *engine) {
     }
     pe_pool_free(engine->ops.pool);
     pe_scratch_free(&engine->scratch);
+    pe_resident_free(&engine->resident);
     pe_bind_free(&engine->model);
     pe_file_close(engine->file);
     pthread_mutex_destroy(&engine->mutex);
@@ -175,6 +189,9 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
         .kv_page_bytes = engine->kv.page_bytes,
         .kv_bytes = engine->kv.n_pages * engine->kv.page_bytes,
         .kv_bytes_peak = engine->kv.n_pages_peak * engine->kv.page_bytes,
+        .resident_bytes = engine->resident.n_used,
+        .resident_bytes_goal = engine->resident.n_bytes,
+        .resident_why = engine->resident.why,
     };
     pthread_mutex_unlock(&engine->mutex);
 }
@@ -281,6 +298,9 @@ static pe_status run_batch(pe_engine *engine, const int32_t *cancel, pe_error *e
     const pe_status status =
         pe_forward(&engine->model, &engine->ops, &engine->kv, &engine->scratch, cancel, err);
     engine->scratch.n_tokens = 0;
+    if (status == PE_OK) {
+        pe_resident_make(&engine->resident, &engine->ops, RESIDENT_SHARE);
+    }
     return status;
 }
 

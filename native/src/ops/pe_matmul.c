@@ -8,6 +8,7 @@
 /* Rows per chunk: a multiple of every kernel's tile. Many small chunks even out
  * slow cores; 64 rows of a 4-bit 4096-wide matrix are 147 KB, some 10 us. */
 #define TILE_ROWS 8u
+#define STRIP_TILE_ROWS 32u  // two strips
 #define MAX_CHUNK_ROWS 64u
 #define CHUNKS_PER_THREAD 8u
 
@@ -54,10 +55,13 @@ static void matmul_chunk(void *arg, uint32_t i_claim, uint32_t i_thread) {
     const size_t act_bytes =
         q8 ? acts->n_k / PE_BLOCK * sizeof(pe_act_block) : acts->n_k * sizeof(float);
     const pe_kernels *kernels = &job->ops->kernels;
-    (acts->n_cols == 1 ? kernels->matvec : kernels->matmul)[weight->dtype](
-        product->out + begin, product->out_stride,
-        (const uint8_t *)weight->data + begin * weight->row_bytes, weight->row_bytes, n_rows,
-        q8 ? (const void *)acts->q8 : (const void *)acts->f32, act_bytes, acts->n_cols, acts->n_k);
+    const pe_matmul_fn multiply = (weight->strips != NULL ? kernels->matmul_strips
+                                   : acts->n_cols == 1    ? kernels->matvec
+                                                          : kernels->matmul)[weight->dtype];
+    const uint8_t *data = weight->strips != NULL ? weight->strips : weight->data;
+    multiply(product->out + begin, product->out_stride, data + begin * weight->row_bytes,
+             weight->row_bytes, n_rows, q8 ? (const void *)acts->q8 : (const void *)acts->f32,
+             act_bytes, acts->n_cols, acts->n_k);
     if (product->bias != NULL && product->bias->data != NULL) {
         const float *bias = (const float *)product->bias->data + begin;
         for (size_t c = 0; c < acts->n_cols; c++) {
@@ -73,16 +77,18 @@ void pe_matmul(const pe_ops *ops, const pe_product *products, size_t n_products,
     matmul_job job = {.ops = ops, .products = products, .n_products = n_products, .acts = acts};
     uint64_t n_rows = 0;
     bool needs_q8 = false;
+    uint64_t tile_rows = TILE_ROWS;
     for (size_t i = 0; i < n_products; i++) {
         n_rows += products[i].weight->n_rows;
         needs_q8 |= pe_dtype_find(products[i].weight->dtype)->acts == PE_ACTS_Q8;
+        tile_rows = products[i].weight->strips != NULL ? STRIP_TILE_ROWS : tile_rows;
     }
     if (needs_q8 && !acts->is_quantized) {
         pe_pool_run(ops->pool, quantize_chunk, &job, (uint32_t)acts->n_cols);
         acts->is_quantized = true;
     }
     const uint64_t share = n_rows / ((uint64_t)pe_pool_n_threads(ops->pool) * CHUNKS_PER_THREAD);
-    job.chunk_rows = PE_MAX(PE_MIN(share / TILE_ROWS * TILE_ROWS, MAX_CHUNK_ROWS), TILE_ROWS);
+    job.chunk_rows = PE_MAX(PE_MIN(share / tile_rows * tile_rows, MAX_CHUNK_ROWS), tile_rows);
     for (size_t i = 0; i < n_products; i++) {
         job.first_chunk[i + 1] =
             job.first_chunk[i] + pe_ceil_div(products[i].weight->n_rows, job.chunk_rows);

@@ -20,6 +20,7 @@ typedef struct pe_weight {
     uint64_t n_cols;
     uint64_t row_bytes;
     pe_dtype dtype;
+    const void *strips;  // the same weights as pe_strip.h has them, or NULL
 } pe_weight;
 
 /* n_cols columns of n_k activations, and room for their 8-bit form, which is made
