@@ -60,9 +60,9 @@ INLINE void sum_halves(int32x4_t (*isum)[2], const int8_t *q, size_t h, size_t n
                        const pe_act_block *const *x, size_t n_tile_cols) {
     const size_t n_pairs = (n_tile_cols + 1) / 2;
     int32x4_t sum[2][4];  // [columns][rows]: two rows of two columns
-#pragma GCC unroll 8
-    for (size_t i = 0; i < 4 * n_pairs; i++) {
-        sum[i / 4][i % 4] = vdupq_n_s32(PE_SUM_MAGIC_BITS);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 2 * n_pairs; i++) {
+        start_sums(&sum[i / 2][i % 2 * 2], &sum[i / 2][i % 2 * 2 + 1]);
     }
 #pragma GCC unroll 4
     for (size_t eight = 2 * h; eight < 2 * (h + n_halves); eight++) {

@@ -14,8 +14,29 @@
 typedef struct panel {
     int8_t q[UNITS][PE_BLOCK * ROWS];
     float d[UNITS][2][ROWS];
+    float start[UNITS][2][ROWS];  // -(PE_SUM_MAGIC * d), where a scaled sum starts
     float m[UNITS][2][ROWS];
 } panel;
+
+/* Eight floats from memory, each time anew: a copy would take one of the two ports that the
+ * products need, loads have their own. */
+INLINE void load_eight(float32x4_t out[2], const float *from) {
+    __asm__ volatile("ldp %q0, %q1, %2"
+                     : "=w"(out[0]), "=w"(out[1])
+                     : "Q"(*(const float(*)[ROWS])from));
+}
+
+/* Eight integer sums of no products: the floats whose bits are PE_SUM_MAGIC_BITS. */
+INLINE void start_sums(int32x4_t *low, int32x4_t *high) {
+    static const float start[ROWS] = {
+        PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC,
+        PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC,
+    };
+    float32x4_t sums[2];
+    load_eight(sums, start);
+    *low = vreinterpretq_s32_f32(sums[0]);
+    *high = vreinterpretq_s32_f32(sums[1]);
+}
 
 /* Puts 32 weights of rows first to first + 3 where sum_halves looks for them. */
 INLINE void pack_rows(int8_t *q, size_t first, const row_units *units);
@@ -39,6 +60,7 @@ INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t first_unit
                 unit_scales(d, m, block, u, dtype);
                 for (size_t h = 0; h < (has_two_scales(dtype) ? 2u : 1u); h++) {
                     out->d[u][h][first + r] = d[h];
+                    out->start[u][h][first + r] = -(PE_SUM_MAGIC * d[h]);
                     if (has_min(dtype)) {
                         out->m[u][h][first + r] = m[h];
                     }
@@ -71,15 +93,15 @@ INLINE void panel_tile(float (*sums)[ROWS], const panel *w, const uint8_t *acts,
         for (size_t h = 0; h < (two_scales ? 2u : 1u); h++) {
             int32x4_t isum[TILE_COLS][2];
             sum_halves(isum, w->q[u], h, two_scales ? 1 : 2, x, n_tile_cols);
-#pragma GCC unroll 2
-            for (size_t v = 0; v < 2; v++) {
-                const float32x4_t d = vld1q_f32(w->d[u][h] + 4 * v);
-                const float32x4_t product = vmulq_n_f32(d, -PE_SUM_MAGIC);
+            const float32x4_t d[2] = {vld1q_f32(w->d[u][h]), vld1q_f32(w->d[u][h] + 4)};
 #pragma GCC unroll 4
-                for (size_t c = 0; c < n_tile_cols; c++) {
-                    const float32x4_t part =
-                        vfmaq_f32(product, vreinterpretq_f32_s32(isum[c][v]), d);
-                    s[c][v] = h == 0 ? part : vaddq_f32(s[c][v], part);
+            for (size_t c = 0; c < n_tile_cols; c++) {
+                float32x4_t part[2];
+                load_eight(part, w->start[u][h]);
+#pragma GCC unroll 2
+                for (size_t v = 0; v < 2; v++) {
+                    part[v] = vfmaq_f32(part[v], vreinterpretq_f32_s32(isum[c][v]), d[v]);
+                    s[c][v] = h == 0 ? part[v] : vaddq_f32(s[c][v], part[v]);
                 }
             }
         }
