@@ -48,25 +48,22 @@ INLINE void sum_halves(int32x4_t (*isum)[2], const int8_t *q, size_t h, size_t n
 
 INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t first_unit, size_t n_units,
                        pe_dtype dtype) {
-    for (size_t u = 0; u < n_units; u++) {
-        for (size_t first = 0; first < ROWS; first += 4) {
+    for (size_t first = 0; first < ROWS; first += 4) {
+        scales_of_four(out->d[0][0] + first, out->m[0][0] + first, ROWS, rows + first, first_unit,
+                       n_units, dtype);
+        for (size_t u = 0; u < n_units; u++) {
             row_units units;
 #pragma GCC unroll 4
             for (size_t r = 0; r < 4; r++) {
-                const uint8_t *block = block_of(rows[first + r], first_unit + u, dtype);
-                float d[2];
-                float m[2];
-                expand(units.w[r], block, u, dtype);
-                unit_scales(d, m, block, u, dtype);
-                for (size_t h = 0; h < (has_two_scales(dtype) ? 2u : 1u); h++) {
-                    out->d[u][h][first + r] = d[h];
-                    out->start[u][h][first + r] = -(PE_SUM_MAGIC * d[h]);
-                    if (has_min(dtype)) {
-                        out->m[u][h][first + r] = m[h];
-                    }
-                }
+                expand(units.w[r], block_of(rows[first + r], first_unit + u, dtype), u, dtype);
             }
             pack_rows(out->q[u], first, &units);
+        }
+    }
+    for (size_t u = 0; u < n_units; u++) {
+        for (size_t i = 0; i < (has_two_scales(dtype) ? 2 * ROWS : ROWS); i += 4) {
+            const float32x4_t d = vld1q_f32(out->d[u][0] + i);
+            vst1q_f32(out->start[u][0] + i, vmulq_n_f32(d, -PE_SUM_MAGIC));
         }
     }
 }

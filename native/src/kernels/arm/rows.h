@@ -4,7 +4,7 @@
 #ifndef PE_ARM_ROWS_H
 #define PE_ARM_ROWS_H
 
-#include "formats.h"
+#include "scales.h"
 
 #define ROW_SLICE 8  // units whose scales are taken together
 
@@ -42,18 +42,7 @@ INLINE void row_tile(float32x4_t *acc, const uint8_t *const *rows, const uint8_t
         float d[ROW_SLICE][2][4];
         float m[ROW_SLICE][2][4];
         const size_t n = PE_MIN(n_units - first, (size_t)ROW_SLICE);
-        for (size_t r = 0; r < 4; r++) {
-            for (size_t u = 0; u < n; u++) {
-                float both[2][2];
-                unit_scales(both[0], both[1], block_of(rows[r], first + u, dtype), u, dtype);
-                for (size_t h = 0; h < n_scales; h++) {
-                    d[u][h][r] = both[0][h];
-                    if (has_min(dtype)) {
-                        m[u][h][r] = both[1][h];
-                    }
-                }
-            }
-        }
+        scales_of_four(d[0][0], m[0][0], 4, rows, first, n, dtype);
         for (size_t u = 0; u < n; u++) {
             row_units units;
 #pragma GCC unroll 4
