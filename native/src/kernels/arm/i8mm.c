@@ -24,19 +24,6 @@
 
 #include "panels.h"
 
-INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype) {
-    int32x4_t v[2][4];
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; r++) {
-        v[0][r] = vdotq_s32(vdupq_n_s32(0), rows->w[r][0], x[0]);
-        v[1][r] = vdotq_s32(has_two_scales(dtype) ? vdupq_n_s32(0) : v[0][r], rows->w[r][1], x[1]);
-    }
-    sums[0] = add_each(has_two_scales(dtype) ? v[0] : v[1]);
-    if (has_two_scales(dtype)) {
-        sums[1] = add_each(v[1]);
-    }
-}
-
 /* ---- panels ----------------------------------------------------------- */
 
 INLINE void pack_rows(int8_t *q, size_t first, const row_units *units) {

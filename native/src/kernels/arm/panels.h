@@ -1,6 +1,7 @@
-/* Several columns: 8 rows by 8 units are unpacked once into an int8 panel, which one
- * micro-kernel multiplies, whatever type the weights had. The including file says how the
- * integers of four rows lie in a panel and how products are summed.
+/* What SDOT and SMMLA share. One column: four rows by SDOT. Several: 8 rows by 8 units are
+ * unpacked once into an int8 panel, which one micro-kernel multiplies, whatever type the
+ * weights had. The including file says how the integers of four rows lie in a panel and how
+ * products are summed.
  */
 #ifndef PE_ARM_PANELS_H
 #define PE_ARM_PANELS_H
@@ -37,6 +38,39 @@ INLINE void start_sums(int32x4_t *low, int32x4_t *high) {
     *low = vreinterpretq_s32_f32(sums[0]);
     *high = vreinterpretq_s32_f32(sums[1]);
 }
+
+/* ---- one column ------------------------------------------------------- */
+
+/* Two registers whose lanes add up to PE_SUM_MAGIC_BITS each. */
+INLINE void start_lanes(int32x4_t *first, int32x4_t *second) {
+    static const float start[8] = {PE_SUM_MAGIC, 0, 0, 0, PE_SUM_MAGIC, 0, 0, 0};
+    float32x4_t sums[2];
+    load_eight(sums, start);
+    *first = vreinterpretq_s32_f32(sums[0]);
+    *second = vreinterpretq_s32_f32(sums[1]);
+}
+
+INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype) {
+    int32x4_t v[2][4];
+#pragma GCC unroll 2
+    for (size_t r = 0; r < 4; r += 2) {
+        start_lanes(&v[0][r], &v[0][r + 1]);
+        if (has_two_scales(dtype)) {
+            start_lanes(&v[1][r], &v[1][r + 1]);
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; r++) {
+        v[0][r] = vdotq_s32(v[0][r], rows->w[r][0], x[0]);
+        v[1][r] = vdotq_s32(has_two_scales(dtype) ? v[1][r] : v[0][r], rows->w[r][1], x[1]);
+    }
+    sums[0] = add_each(has_two_scales(dtype) ? v[0] : v[1]);
+    if (has_two_scales(dtype)) {
+        sums[1] = add_each(v[1]);
+    }
+}
+
+/* ---- the panel -------------------------------------------------------- */
 
 /* Puts 32 weights of rows first to first + 3 where sum_halves looks for them. */
 INLINE void pack_rows(int8_t *q, size_t first, const row_units *units);

@@ -13,8 +13,8 @@ typedef struct row_units {
     int8x16_t w[4][2];
 } row_units;
 
-/* Exact sums of four rows, in lanes: of both halves of x in sums[0], or for types with
- * two scales of each half in its own. x is never -128. */
+/* The magic bits plus the exact sums of four rows, in lanes: of both halves of x in sums[0],
+ * or for types with two scales of each half in its own. x is never -128. */
 INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype);
 
 /* Adds up the lanes of four registers: lane r of the result is the sum of v[r]. */
@@ -33,7 +33,6 @@ INLINE void row_tile(float32x4_t *acc, const uint8_t *const *rows, const uint8_t
                      size_t act_bytes, size_t n_tile_cols, size_t n_k, pe_dtype dtype) {
     const size_t n_units = n_k / PE_BLOCK;
     const size_t n_scales = has_two_scales(dtype) ? 2 : 1;
-    const int32x4_t magic = vdupq_n_s32(PE_SUM_MAGIC_BITS);
 #pragma GCC unroll 4
     for (size_t c = 0; c < n_tile_cols; c++) {
         acc[c] = vdupq_n_f32(0.0f);
@@ -55,9 +54,9 @@ INLINE void row_tile(float32x4_t *acc, const uint8_t *const *rows, const uint8_t
                 const int8x16_t q[2] = {vld1q_s8(x->q), vld1q_s8(x->q + 16)};
                 int32x4_t sums[2];
                 dot_rows(sums, &units, q, dtype);
-                float32x4_t s = scaled_sum(vaddq_s32(sums[0], magic), vld1q_f32(d[u][0]));
+                float32x4_t s = scaled_sum(sums[0], vld1q_f32(d[u][0]));
                 if (n_scales == 2) {
-                    s = vaddq_f32(s, scaled_sum(vaddq_s32(sums[1], magic), vld1q_f32(d[u][1])));
+                    s = vaddq_f32(s, scaled_sum(sums[1], vld1q_f32(d[u][1])));
                 }
                 if (has_min(dtype) && n_scales == 2) {
                     s = vfmaq_n_f32(s, vld1q_f32(m[u][0]), x->half[0]);
