@@ -15,7 +15,7 @@ DIR is a CMake build of llama.cpp's ggml for 64-bit Arm with static libraries, s
 
 (-mcpu=cortex-a72 beside --level neon). Its weights lie where llama.cpp would put them, and the
 function with most instructions is named. Both results are compared. Needs a C compiler,
-aarch64-linux-gnu-gcc and g++, and qemu-aarch64 5.0 to 8.2 (qemu-user).
+aarch64-linux-gnu-gcc and g++, and qemu-aarch64 (qemu-user; tried: 7.2).
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 /* A QEMU plugin that counts executed guest instructions by address.
  *
  * Prints one line per translated block: address, instructions in it, times it ran. The
- * declarations are those of QEMU's plugin interface, version 1 (QEMU 5.0 to 8.2), whose
- * header distributions do not ship with the emulator. Counts one thread exactly.
+ * declarations are those of QEMU's plugin interface, version 1 (QEMU 7.2 has it), whose
+ * header does not come with the emulator. Counts one thread exactly.
  */
 #include <stddef.h>
 #include <stdint.h>
