@@ -5,7 +5,8 @@
 Compiles the dot-product kernels for 64-bit Arm, takes the innermost loops that hold whole
 tiles (8 rows by 4 columns by 32 weights: 64 SDOT) and asks llvm-mca for their cycles on
 Neoverse N1, the Cortex-A76's sibling. Caches are ignored: an upper bound. Needs
-aarch64-linux-gnu-gcc and llvm-mca 17 or later (LLVM_MCA names another one).
+aarch64-linux-gnu-gcc and llvm-mca 17 or later (LLVM_MCA names another one): before, the
+name stood for a Cortex-A57, whose cycles are others.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ COMPILER = "aarch64-linux-gnu-gcc"
 TILE_DOTS = 64
 TILE_MACS = TILE_DOTS * 16
 PEAK_MACS = 32  # per cycle: two SDOT of 16 products
+OLDEST_MCA = 17
 KINDS = {
     "multiply_plain": "Q4_0, Q5_0, Q8_0, IQ4, MXFP4",
     "multiply_min": "Q4_1, Q5_1, Q4_K, Q5_K",
@@ -73,12 +75,24 @@ def cycles_of(loop: list[str], mca: str) -> float:
     return int(total[1]) / 200
 
 
+def find_mca() -> str:
+    """The name of an llvm-mca that has a model of the core."""
+    chosen = os.environ.get("LLVM_MCA")
+    for name in (chosen,) if chosen else ("llvm-mca", "llvm-mca-19"):
+        if shutil.which(name):
+            text = subprocess.run([name, "--version"], capture_output=True, text=True).stdout
+            version = re.search(r"version (\d+)", text)
+            if version is not None and int(version[1]) >= OLDEST_MCA:
+                return name
+    raise click.ClickException(f"expected llvm-mca {OLDEST_MCA} or later (LLVM_MCA names one)")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 def main() -> None:
     """Prints one line for each kind of panel."""
-    mca = os.environ.get("LLVM_MCA") or shutil.which("llvm-mca") or shutil.which("llvm-mca-19")
-    if mca is None or shutil.which(COMPILER) is None:
-        raise click.ClickException(f"expected {COMPILER} and llvm-mca on the path")
+    mca = find_mca()
+    if shutil.which(COMPILER) is None:
+        raise click.ClickException(f"expected {COMPILER} on the path")
     text = assembly()
     click.echo(f"{'types':<32}{'cycles':>8}{'MAC/cycle':>11}{'of peak':>9}{'instr./MAC':>12}")
     for function, types in KINDS.items():

@@ -11,31 +11,20 @@
     (!defined(__clang__) || __clang_major__ >= 16 || defined(__ARM_FEATURE_DOTPROD))
 
 /* As in avx2.c, the instruction set is switched on for this file alone and all but
- * the last function is static. Tuned for another core, GCC spills sums of the tile. */
+ * the last function is static. Tuned for another core, GCC spills sums of the tile; when it
+ * schedules before it has given out registers, it copies them (a tenth of the loop). */
 #if defined(__clang__)
 #include <arm_neon.h>
 #pragma clang attribute push(__attribute__((target("dotprod"))), apply_to = function)
 #else
 #pragma GCC target("arch=armv8.2-a+dotprod,tune=cortex-a76")
+#pragma GCC optimize("no-schedule-insns")
 #include <arm_neon.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
 
 #include "panels.h"
-
-INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype) {
-    int32x4_t v[2][4];
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; r++) {
-        v[0][r] = vdotq_s32(vdupq_n_s32(0), rows->w[r][0], x[0]);
-        v[1][r] = vdotq_s32(has_two_scales(dtype) ? vdupq_n_s32(0) : v[0][r], rows->w[r][1], x[1]);
-    }
-    sums[0] = add_each(has_two_scales(dtype) ? v[0] : v[1]);
-    if (has_two_scales(dtype)) {
-        sums[1] = add_each(v[1]);
-    }
-}
 
 /* ---- panels ----------------------------------------------------------- */
 
@@ -75,9 +64,9 @@ INLINE int32x4_t dot_four(int32x4_t sum, const int8_t *w, int8x16_t x, size_t f)
 
 INLINE void sum_halves(int32x4_t (*isum)[2], const int8_t *q, size_t h, size_t n_halves,
                        const pe_act_block *const *x, size_t n_tile_cols) {
-#pragma GCC unroll 8
-    for (size_t i = 0; i < 2 * n_tile_cols; i++) {
-        isum[i / 2][i % 2] = vdupq_n_s32(PE_SUM_MAGIC_BITS);
+#pragma GCC unroll 4
+    for (size_t c = 0; c < n_tile_cols; c++) {
+        start_sums(&isum[c][0], &isum[c][1]);
     }
 #pragma GCC unroll 2
     for (size_t half = h; half < h + n_halves; half++) {

@@ -1,6 +1,6 @@
-/* The quantized types as 64-bit Arm code sees them: how 32 weights become signed bytes,
- * and the scales and minimums of a unit. A new type is a case in each of the functions
- * below; everything that multiplies is built on them.
+/* The quantized types as 64-bit Arm code sees them: how 32 weights become signed bytes. A
+ * new type is a case in each of the functions below and in scales.h; everything that
+ * multiplies is built on them.
  *
  * All is static and inlined where dtype is a constant, so that it folds away: every
  * instruction set compiles its own copy. To be included after INLINE is defined.
@@ -56,6 +56,9 @@ INLINE const uint8_t *block_of(const uint8_t *row, size_t i_unit, pe_dtype dtype
 
 /* Bytes shifted right by a count from 0 to 7, masked. */
 INLINE uint8x16_t bits(const uint8_t *p, size_t shift, uint8_t mask) {
+    if (__builtin_constant_p(shift) && shift == 4 && mask == 15) {
+        return vshrq_n_u8(vld1q_u8(p), 4);  // the mask is of no use
+    }
     return vandq_u8(vshlq_u8(vld1q_u8(p), vdupq_n_s8((int8_t)-(int)shift)), vdupq_n_u8(mask));
 }
 
@@ -134,65 +137,6 @@ INLINE void expand(int8x16_t *out, const uint8_t *block, size_t u, pe_dtype dtyp
             break;
         }
         }
-    }
-}
-
-/* ---- scales ----------------------------------------------------------- */
-
-INLINE float load_f16(const uint8_t *p) {
-    const uint16x4_t half = vld1_dup_u16((const void *)p);
-    return vgetq_lane_f32(vcvt_f32_f16(vreinterpret_f16_u16(half)), 0);
-}
-
-/* Scales and minimums of unit u (below 8) of a block; the second ones only of types with
- * two, minimums only of types with them. */
-INLINE void unit_scales(float *d, float *m, const uint8_t *block, size_t u, pe_dtype dtype) {
-    switch (dtype) {
-    case PE_DTYPE_MXFP4: d[0] = pe_e8m0_half_to_f32(block[0]); break;
-    case PE_DTYPE_Q4_1:
-    case PE_DTYPE_Q5_1:
-        d[0] = load_f16(block);
-        m[0] = load_f16(block + 2);
-        break;
-    case PE_DTYPE_Q2_K:
-        for (size_t h = 0; h < 2; h++) {
-            const int scale = block[2 * u + h];
-            d[h] = load_f16(block + offsetof(pe_block_q2_k, d)) * (float)(scale & 15);
-            m[h] = -(load_f16(block + offsetof(pe_block_q2_k, dmin)) * (float)(scale >> 4));
-        }
-        break;
-    case PE_DTYPE_Q3_K:
-        for (size_t h = 0; h < 2; h++) {
-            const uint8_t *scale = block + offsetof(pe_block_q3_k, scale);
-            const size_t j = 2 * u + h;
-            const int six =
-                (scale[j % 8] >> (4 * (j / 8)) & 15) | (scale[8 + j % 4] >> (2 * (j / 4)) & 3) << 4;
-            d[h] = load_f16(block + offsetof(pe_block_q3_k, d)) * (float)(six - 32);
-        }
-        break;
-    case PE_DTYPE_Q4_K:
-    case PE_DTYPE_Q5_K: {  // which begin alike
-        const uint8_t *scale = block + offsetof(pe_block_q4_k, scale);
-        const int sc = u < 4 ? scale[u] & 63 : (scale[4 + u] & 15) | (scale[u - 4] >> 6) << 4;
-        const int min = u < 4 ? scale[4 + u] & 63 : scale[4 + u] >> 4 | (scale[u] >> 6) << 4;
-        d[0] = load_f16(block) * (float)sc;
-        m[0] = -(load_f16(block + 2) * (float)min);
-        break;
-    }
-    case PE_DTYPE_Q6_K:
-        for (size_t h = 0; h < 2; h++) {
-            const int scale = (int8_t)block[offsetof(pe_block_q6_k, scale) + 2 * u + h];
-            d[h] = load_f16(block + offsetof(pe_block_q6_k, d)) * (float)scale;
-        }
-        break;
-    case PE_DTYPE_IQ4_XS: {
-        const pe_block_iq4_xs *b = (const void *)block;
-        const int low = b->scale_low[u / 2] >> (4 * (u % 2)) & 15;
-        const int high = b->scale_high >> (2 * u) & 3;
-        d[0] = load_f16(block) * (float)((low | high << 4) - 32);
-        break;
-    }
-    default: d[0] = load_f16(block); break;
     }
 }
 

@@ -24,19 +24,6 @@
 
 #include "panels.h"
 
-INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype) {
-    int32x4_t v[2][4];
-#pragma GCC unroll 4
-    for (size_t r = 0; r < 4; r++) {
-        v[0][r] = vdotq_s32(vdupq_n_s32(0), rows->w[r][0], x[0]);
-        v[1][r] = vdotq_s32(has_two_scales(dtype) ? vdupq_n_s32(0) : v[0][r], rows->w[r][1], x[1]);
-    }
-    sums[0] = add_each(has_two_scales(dtype) ? v[0] : v[1]);
-    if (has_two_scales(dtype)) {
-        sums[1] = add_each(v[1]);
-    }
-}
-
 /* ---- panels ----------------------------------------------------------- */
 
 INLINE void pack_rows(int8_t *q, size_t first, const row_units *units) {
@@ -60,9 +47,9 @@ INLINE void sum_halves(int32x4_t (*isum)[2], const int8_t *q, size_t h, size_t n
                        const pe_act_block *const *x, size_t n_tile_cols) {
     const size_t n_pairs = (n_tile_cols + 1) / 2;
     int32x4_t sum[2][4];  // [columns][rows]: two rows of two columns
-#pragma GCC unroll 8
-    for (size_t i = 0; i < 4 * n_pairs; i++) {
-        sum[i / 4][i % 4] = vdupq_n_s32(PE_SUM_MAGIC_BITS);
+#pragma GCC unroll 4
+    for (size_t i = 0; i < 2 * n_pairs; i++) {
+        start_sums(&sum[i / 2][i % 2 * 2], &sum[i / 2][i % 2 * 2 + 1]);
     }
 #pragma GCC unroll 4
     for (size_t eight = 2 * h; eight < 2 * (h + n_halves); eight++) {

@@ -100,9 +100,10 @@ INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x,
             v[0][r] = vaddq_s32(v[0][r], v[1][r]);
         }
     }
-    sums[0] = add_each(v[0]);
+    const int32x4_t magic = vdupq_n_s32(PE_SUM_MAGIC_BITS);
+    sums[0] = vaddq_s32(add_each(v[0]), magic);
     if (has_two_scales(dtype)) {
-        sums[1] = add_each(v[1]);
+        sums[1] = vaddq_s32(add_each(v[1]), magic);
     }
 }
 

@@ -1,6 +1,7 @@
-/* Several columns: 8 rows by 8 units are unpacked once into an int8 panel, which one
- * micro-kernel multiplies, whatever type the weights had. The including file says how the
- * integers of four rows lie in a panel and how products are summed.
+/* What SDOT and SMMLA share. One column: four rows by SDOT. Several: 8 rows by 8 units are
+ * unpacked once into an int8 panel, which one micro-kernel multiplies, whatever type the
+ * weights had. The including file says how the integers of four rows lie in a panel and how
+ * products are summed.
  */
 #ifndef PE_ARM_PANELS_H
 #define PE_ARM_PANELS_H
@@ -14,8 +15,62 @@
 typedef struct panel {
     int8_t q[UNITS][PE_BLOCK * ROWS];
     float d[UNITS][2][ROWS];
+    float start[UNITS][2][ROWS];  // -(PE_SUM_MAGIC * d), where a scaled sum starts
     float m[UNITS][2][ROWS];
 } panel;
+
+/* Eight floats from memory, each time anew: a copy would take one of the two ports that the
+ * products need, loads have their own. */
+INLINE void load_eight(float32x4_t out[2], const float *from) {
+    __asm__ volatile("ldp %q0, %q1, %2"
+                     : "=w"(out[0]), "=w"(out[1])
+                     : "Q"(*(const float(*)[ROWS])from));
+}
+
+/* Eight integer sums of no products: the floats whose bits are PE_SUM_MAGIC_BITS. */
+INLINE void start_sums(int32x4_t *low, int32x4_t *high) {
+    static const float start[ROWS] = {
+        PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC,
+        PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC, PE_SUM_MAGIC,
+    };
+    float32x4_t sums[2];
+    load_eight(sums, start);
+    *low = vreinterpretq_s32_f32(sums[0]);
+    *high = vreinterpretq_s32_f32(sums[1]);
+}
+
+/* ---- one column ------------------------------------------------------- */
+
+/* Two registers whose lanes add up to PE_SUM_MAGIC_BITS each. */
+INLINE void start_lanes(int32x4_t *first, int32x4_t *second) {
+    static const float start[8] = {PE_SUM_MAGIC, 0, 0, 0, PE_SUM_MAGIC, 0, 0, 0};
+    float32x4_t sums[2];
+    load_eight(sums, start);
+    *first = vreinterpretq_s32_f32(sums[0]);
+    *second = vreinterpretq_s32_f32(sums[1]);
+}
+
+INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype) {
+    int32x4_t v[2][4];
+#pragma GCC unroll 2
+    for (size_t r = 0; r < 4; r += 2) {
+        start_lanes(&v[0][r], &v[0][r + 1]);
+        if (has_two_scales(dtype)) {
+            start_lanes(&v[1][r], &v[1][r + 1]);
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t r = 0; r < 4; r++) {
+        v[0][r] = vdotq_s32(v[0][r], rows->w[r][0], x[0]);
+        v[1][r] = vdotq_s32(has_two_scales(dtype) ? v[1][r] : v[0][r], rows->w[r][1], x[1]);
+    }
+    sums[0] = add_each(has_two_scales(dtype) ? v[0] : v[1]);
+    if (has_two_scales(dtype)) {
+        sums[1] = add_each(v[1]);
+    }
+}
+
+/* ---- the panel -------------------------------------------------------- */
 
 /* Puts 32 weights of rows first to first + 3 where sum_halves looks for them. */
 INLINE void pack_rows(int8_t *q, size_t first, const row_units *units);
@@ -27,24 +82,22 @@ INLINE void sum_halves(int32x4_t (*isum)[2], const int8_t *q, size_t h, size_t n
 
 INLINE void fill_panel(panel *out, const uint8_t *const *rows, size_t first_unit, size_t n_units,
                        pe_dtype dtype) {
-    for (size_t u = 0; u < n_units; u++) {
-        for (size_t first = 0; first < ROWS; first += 4) {
+    for (size_t first = 0; first < ROWS; first += 4) {
+        scales_of_four(out->d[0][0] + first, out->m[0][0] + first, ROWS, rows + first, first_unit,
+                       n_units, dtype);
+        for (size_t u = 0; u < n_units; u++) {
             row_units units;
 #pragma GCC unroll 4
             for (size_t r = 0; r < 4; r++) {
-                const uint8_t *block = block_of(rows[first + r], first_unit + u, dtype);
-                float d[2];
-                float m[2];
-                expand(units.w[r], block, u, dtype);
-                unit_scales(d, m, block, u, dtype);
-                for (size_t h = 0; h < (has_two_scales(dtype) ? 2u : 1u); h++) {
-                    out->d[u][h][first + r] = d[h];
-                    if (has_min(dtype)) {
-                        out->m[u][h][first + r] = m[h];
-                    }
-                }
+                expand(units.w[r], block_of(rows[first + r], first_unit + u, dtype), u, dtype);
             }
             pack_rows(out->q[u], first, &units);
+        }
+    }
+    for (size_t u = 0; u < n_units; u++) {
+        for (size_t i = 0; i < (has_two_scales(dtype) ? 2 * ROWS : ROWS); i += 4) {
+            const float32x4_t d = vld1q_f32(out->d[u][0] + i);
+            vst1q_f32(out->start[u][0] + i, vmulq_n_f32(d, -PE_SUM_MAGIC));
         }
     }
 }
@@ -71,15 +124,15 @@ INLINE void panel_tile(float (*sums)[ROWS], const panel *w, const uint8_t *acts,
         for (size_t h = 0; h < (two_scales ? 2u : 1u); h++) {
             int32x4_t isum[TILE_COLS][2];
             sum_halves(isum, w->q[u], h, two_scales ? 1 : 2, x, n_tile_cols);
-#pragma GCC unroll 2
-            for (size_t v = 0; v < 2; v++) {
-                const float32x4_t d = vld1q_f32(w->d[u][h] + 4 * v);
-                const float32x4_t product = vmulq_n_f32(d, -PE_SUM_MAGIC);
+            const float32x4_t d[2] = {vld1q_f32(w->d[u][h]), vld1q_f32(w->d[u][h] + 4)};
 #pragma GCC unroll 4
-                for (size_t c = 0; c < n_tile_cols; c++) {
-                    const float32x4_t part =
-                        vfmaq_f32(product, vreinterpretq_f32_s32(isum[c][v]), d);
-                    s[c][v] = h == 0 ? part : vaddq_f32(s[c][v], part);
+            for (size_t c = 0; c < n_tile_cols; c++) {
+                float32x4_t part[2];
+                load_eight(part, w->start[u][h]);
+#pragma GCC unroll 2
+                for (size_t v = 0; v < 2; v++) {
+                    part[v] = vfmaq_f32(part[v], vreinterpretq_f32_s32(isum[c][v]), d[v]);
+                    s[c][v] = h == 0 ? part[v] : vaddq_f32(s[c][v], part[v]);
                 }
             }
         }

@@ -4,7 +4,7 @@
 #ifndef PE_ARM_ROWS_H
 #define PE_ARM_ROWS_H
 
-#include "formats.h"
+#include "scales.h"
 
 #define ROW_SLICE 8  // units whose scales are taken together
 
@@ -13,8 +13,8 @@ typedef struct row_units {
     int8x16_t w[4][2];
 } row_units;
 
-/* Exact sums of four rows, in lanes: of both halves of x in sums[0], or for types with
- * two scales of each half in its own. x is never -128. */
+/* The magic bits plus the exact sums of four rows, in lanes: of both halves of x in sums[0],
+ * or for types with two scales of each half in its own. x is never -128. */
 INLINE void dot_rows(int32x4_t *sums, const row_units *rows, const int8x16_t *x, pe_dtype dtype);
 
 /* Adds up the lanes of four registers: lane r of the result is the sum of v[r]. */
@@ -33,7 +33,6 @@ INLINE void row_tile(float32x4_t *acc, const uint8_t *const *rows, const uint8_t
                      size_t act_bytes, size_t n_tile_cols, size_t n_k, pe_dtype dtype) {
     const size_t n_units = n_k / PE_BLOCK;
     const size_t n_scales = has_two_scales(dtype) ? 2 : 1;
-    const int32x4_t magic = vdupq_n_s32(PE_SUM_MAGIC_BITS);
 #pragma GCC unroll 4
     for (size_t c = 0; c < n_tile_cols; c++) {
         acc[c] = vdupq_n_f32(0.0f);
@@ -42,18 +41,7 @@ INLINE void row_tile(float32x4_t *acc, const uint8_t *const *rows, const uint8_t
         float d[ROW_SLICE][2][4];
         float m[ROW_SLICE][2][4];
         const size_t n = PE_MIN(n_units - first, (size_t)ROW_SLICE);
-        for (size_t r = 0; r < 4; r++) {
-            for (size_t u = 0; u < n; u++) {
-                float both[2][2];
-                unit_scales(both[0], both[1], block_of(rows[r], first + u, dtype), u, dtype);
-                for (size_t h = 0; h < n_scales; h++) {
-                    d[u][h][r] = both[0][h];
-                    if (has_min(dtype)) {
-                        m[u][h][r] = both[1][h];
-                    }
-                }
-            }
-        }
+        scales_of_four(d[0][0], m[0][0], 4, rows, first, n, dtype);
         for (size_t u = 0; u < n; u++) {
             row_units units;
 #pragma GCC unroll 4
@@ -66,9 +54,9 @@ INLINE void row_tile(float32x4_t *acc, const uint8_t *const *rows, const uint8_t
                 const int8x16_t q[2] = {vld1q_s8(x->q), vld1q_s8(x->q + 16)};
                 int32x4_t sums[2];
                 dot_rows(sums, &units, q, dtype);
-                float32x4_t s = scaled_sum(vaddq_s32(sums[0], magic), vld1q_f32(d[u][0]));
+                float32x4_t s = scaled_sum(sums[0], vld1q_f32(d[u][0]));
                 if (n_scales == 2) {
-                    s = vaddq_f32(s, scaled_sum(vaddq_s32(sums[1], magic), vld1q_f32(d[u][1])));
+                    s = vaddq_f32(s, scaled_sum(sums[1], vld1q_f32(d[u][1])));
                 }
                 if (has_min(dtype) && n_scales == 2) {
                     s = vfmaq_n_f32(s, vld1q_f32(m[u][0]), x->half[0]);
