@@ -7,6 +7,7 @@
     |-- ModelFormatError(ValueError)         a file breaks its format or contradicts itself
     |-- UnsupportedModelError(ValueError)    a sound file needs a feature this build lacks
     |-- TokenizerError(ValueError)           no tokenizer, or one that does not fit
+    |-- ChatTemplateError(ValueError)        no chat template, or one that is broken or refuses
     |-- ConversionError(ValueError)          a checkpoint cannot become a GGUF file
     |-- ContextFullError(ValueError)         more tokens than the context holds
     |-- OutOfMemoryError(MemoryError)        memory, or the KV budget, is spent
@@ -45,6 +46,10 @@ class UnsupportedModelError(PyengineError, ValueError):
 
 class TokenizerError(PyengineError, ValueError):
     """The file holds no tokenizer, or one that does not fit."""
+
+
+class ChatTemplateError(PyengineError, ValueError):
+    """The file has no chat template, or one that is broken or refuses the messages."""
 
 
 class ConversionError(PyengineError, ValueError):
