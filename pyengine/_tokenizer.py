@@ -28,7 +28,7 @@ from pyengine._vocabulary import (
 )
 
 # Names of tokens that end a turn or a text, for files that give no id for them.
-_END_NAMES = frozenset(
+END_NAMES = frozenset(
     {
         "</s>",
         "<EOT>",
@@ -147,6 +147,19 @@ class Tokenizer:
     def add_eos(self) -> bool:
         """Whether ``encode`` ends with EOS."""
         return self._add_eos
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Texts of the special tokens that the file names, as chat templates call them."""
+        return {
+            f"{name}_token": self._raw[token].decode("utf-8", "replace")
+            for name, token in self._named_ids.items()
+            if token is not None
+        }
+
+    def special_id(self, text: str) -> int | None:
+        """The control or user-defined token that is written so, or None."""
+        return self._all_special[1].get(text)
 
     def is_control(self, token: int) -> bool:
         """Whether a token is a control token (type 3), which stands for no text.
@@ -269,6 +282,15 @@ class Tokenizer:
                 if ids[name] is None and self._types[default : default + 1] == [CONTROL]:
                     ids[name] = default
         self._bos_id, self._eos_id = ids["bos"], ids["eos"]
+        self._named_ids = {
+            "bos": ids["bos"],
+            "eos": ids["eos"],
+            "unk": meta.token_id("unknown_token_id", n_vocab),
+            "sep": meta.token_id("seperator_token_id", n_vocab),  # GGUF's spelling
+            "pad": ids["padding"],
+            "cls": meta.token_id("cls_token_id", n_vocab),
+            "mask": meta.token_id("mask_token_id", n_vocab),
+        }
         self._add_bos = meta.flag("add_bos_token", default=add_bos and ids["bos"] is not None)
         self._add_eos = meta.flag("add_eos_token", default=False)
         for name, adds in (("bos", self._add_bos), ("eos", self._add_eos)):
@@ -280,7 +302,7 @@ class Tokenizer:
         named = {
             text: token
             for token, text in enumerate(texts)
-            if text in _END_NAMES and self._types[token] == CONTROL
+            if text in END_NAMES and self._types[token] == CONTROL
         }
         # In the Harmony format <|end|> only ends one message of a turn.
         if {"<|return|>", "<|call|>"} <= named.keys():

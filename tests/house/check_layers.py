@@ -23,11 +23,12 @@ C_LAYERS: dict[str, set[str]] = {
 
 # Python modules of pyengine from the bottom up; one imports only from lines above it.
 PY_LAYERS: list[set[str]] = [
-    {"_errors", "_ffi", "_bundled", "_pretokenizers", "_text", "_vocabulary"},
-    {"_arguments", "_native", "_byte_bpe", "_sentencepiece"},
-    {"_file", "_quant", "_sampler", "_tokenizer"},
+    {"_errors", "_ffi", "_bundled", "_pretokenizers", "_sandbox", "_text", "_vocabulary"},
+    {"_arguments", "_native", "_byte_bpe", "_sentencepiece", "_template"},
+    {"_file", "_messages", "_quant", "_reply", "_sampler", "_tokenizer"},
     {"_session"},
-    {"_generate"},
+    {"_generate", "_perplexity"},
+    {"_chat"},
     {"_engine", "_inspect"},
     {"__init__"},
     {"_bench"},
