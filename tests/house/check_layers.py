@@ -31,7 +31,7 @@ PY_LAYERS: list[set[str]] = [
     {"_chat"},
     {"_engine", "_inspect"},
     {"__init__"},
-    {"_bench"},
+    {"_bench", "_cli_chat"},
     {"_cli"},
     {"__main__"},
 ]
