@@ -73,6 +73,15 @@ class Metadata:
                 )
         return result
 
+    def octets(self, name: str) -> bytes:
+        """An array of bytes, signed or not; empty if there is none."""
+        if self._values.get(KEY + name) is None:
+            return b""
+        values = self._array(name)
+        if not all(isinstance(value, int) and -128 <= value < 256 for value in values):
+            raise TokenizerError(f"{KEY}{name}: expected an array of bytes, found other values")
+        return bytes(value % 256 for value in values)
+
     def types(self, n_vocab: int, *, required: bool) -> list[int]:
         # A byte-level file can do without: then no token is special.
         if not required and self._values.get(KEY + "token_type") is None:

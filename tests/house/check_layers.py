@@ -24,7 +24,8 @@ C_LAYERS: dict[str, set[str]] = {
 # Python modules of pyengine from the bottom up; one imports only from lines above it.
 PY_LAYERS: list[set[str]] = [
     {"_errors", "_ffi", "_bundled", "_pretokenizers", "_sandbox", "_text", "_vocabulary"},
-    {"_arguments", "_native", "_byte_bpe", "_sentencepiece", "_template"},
+    {"_arguments", "_native", "_byte_bpe", "_sentencepiece", "_template", "_word_piece"},
+    {"_gemma_bpe"},
     {"_file", "_messages", "_quant", "_reply", "_sampler", "_tokenizer"},
     {"_session"},
     {"_generate", "_perplexity"},
