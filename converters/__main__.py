@@ -44,6 +44,11 @@ _TERMINATED = 143
 )
 @click.option("--name", help="general.name in the file. Default: as the checkpoint says.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option(
+    "--self-test/--no-self-test",
+    default=True,
+    help="Store texts with the ids of the original tokenizer, which loading checks.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary.")
 def _command(
     source: Path,
@@ -52,6 +57,7 @@ def _command(
     pure: bool,
     name: str | None,
     force: bool,
+    self_test: bool,
     quiet: bool,
 ) -> None:
     """Converts the checkpoint in HF_DIR to a GGUF file."""
@@ -59,7 +65,14 @@ def _command(
     bar = ProgressBar(sys.stderr, quiet=quiet)
     try:
         summary = convert(
-            source, target, dtype=dtype, pure=pure, name=name, progress=bar, overwrite=force
+            source,
+            target,
+            dtype=dtype,
+            pure=pure,
+            name=name,
+            progress=bar,
+            overwrite=force,
+            self_test=self_test,
         )
     except KeyboardInterrupt:
         # Caught here and not left to click, which would print a line of its own and exit 1.

@@ -41,6 +41,7 @@ def convert(
     name: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     overwrite: bool = False,
+    self_test: bool = True,
 ) -> Summary:
     """Converts a Hugging Face checkpoint folder into one GGUF file.
 
@@ -55,6 +56,7 @@ def convert(
         name: What general.name says; by default the checkpoint's own name or its folder's.
         progress: Called with bytes done, bytes in all and the tensor's name.
         overwrite: Replace a file that is there.
+        self_test: Store texts with the ids of the original tokenizer, which loading checks.
 
     Returns:
         What was written.
@@ -74,7 +76,7 @@ def convert(
                 raise ConversionError(
                     f"{target}: expected another file than the checkpoint's own, found the same"
                 )
-            return _convert(checkpoint, target, kind, pure, name, progress, overwrite)
+            return _convert(checkpoint, target, kind, pure, name, progress, overwrite, self_test)
     except OSError as error:
         if isinstance(error, ModelFileError):
             raise
@@ -90,10 +92,13 @@ def _convert(
     name: str | None,
     progress: Callable[[int, int, str], None] | None,
     overwrite: bool,
+    self_test: bool,
 ) -> Summary:
     mapping = LlamaMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
     planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
-    tokenizer, notes = tokenizer_fields(checkpoint.folder, checkpoint.config, mapping.shape.vocab)
+    tokenizer, notes = tokenizer_fields(
+        checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
+    )
     fields = [
         Field("general.architecture", "str", "llama"),
         Field("general.type", "str", "model"),

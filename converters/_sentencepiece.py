@@ -123,7 +123,8 @@ def read_model_file(path: Path, tokenizer_config: dict[str, Any], size: int) -> 
         result.put(number, text, kind, score)
     if not add_prefix:
         result.fields.append(Field(_ADD_SPACE, "bool", False))
-    if normalizer or squeeze:
+    result.rewrites = bool(normalizer) or squeeze
+    if result.rewrites:
         # Readers of this tokenizer model take text as it is, without these rules.
         what = [w for w, on in (("rewrite text", normalizer), ("squeeze spaces", squeeze)) if on]
         result.notes.append(

@@ -63,6 +63,7 @@ class Vocabulary:
         merges: Byte-pair merges in "a b" form, for a model that has no scores.
         fields: More metadata that belongs to this kind of tokenizer.
         notes: What was odd enough to tell the user.
+        rewrites: Whether the original changes a text before it splits it.
     """
 
     model: str
@@ -73,6 +74,7 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)
     fields: list[Field] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rewrites: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = [f"[PAD{i}]" for i in range(self.size)]

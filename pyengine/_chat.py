@@ -12,6 +12,7 @@ from pyengine._generate import Generation, Stream, Turn
 from pyengine._messages import checked_messages, tool_functions, tool_schemas
 from pyengine._native import Handle
 from pyengine._reply import Parser, Piece, ToolCall, parser_for
+from pyengine._self_test import check_rendering
 from pyengine._session import Session
 from pyengine._template import ChatTemplate
 from pyengine._tokenizer import END_NAMES, Tokenizer
@@ -157,6 +158,9 @@ def prepare(
         session.check_engine(engine)
     tokenizer = engine.tokenizer
     chosen = engine.chat_templates.choose(template, tools=schemas is not None)
+    if template is None and not engine.chat_templates.is_checked:
+        check_rendering(engine.file.metadata, engine.chat_templates, tokenizer)
+        engine.chat_templates.is_checked = True
     given = {**tokenizer.special_tokens, **variables}
     prompt = chosen.render(
         chat,

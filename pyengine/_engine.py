@@ -22,6 +22,7 @@ from pyengine._messages import Tool
 from pyengine._native import ClosableHandle, call, ffi, lib
 from pyengine._perplexity import Perplexity, perplexity
 from pyengine._sampler import MAX_SEED, Sampler, Sampling
+from pyengine._self_test import check_template, check_tokenizer
 from pyengine._session import CancelFlag, Logits, Session, token_array
 from pyengine._template import ChatTemplates
 from pyengine._tokenizer import Tokenizer
@@ -116,7 +117,9 @@ class Engine(ClosableHandle):
         ModelFileError: The file cannot be opened.
         ModelFormatError: It is not a GGUF model, or a damaged one.
         UnsupportedModelError: It needs something this build lacks, named.
-        TokenizerError: It has no tokenizer, or one that cannot be built.
+        TokenizerError: It has no tokenizer, or one that cannot be built or gives other ids
+            than the file says.
+        ChatTemplateError: The template is not the one that was converted.
         ArgumentError: An option outside its range, named.
         OutOfMemoryError: No memory for the working buffers.
     """
@@ -157,6 +160,8 @@ class Engine(ClosableHandle):
             self.n_ctx: int = info.n_ctx
             self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
             self.chat_templates = ChatTemplates(self.file.metadata)
+            check_tokenizer(self.file.metadata, self.tokenizer)
+            check_template(self.file.metadata, self.chat_templates)
         except BaseException:
             self.close()
             raise

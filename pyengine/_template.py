@@ -168,6 +168,7 @@ class ChatTemplates:
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self._sources: dict[str, Any] = {}
         self._made: dict[str, ChatTemplate] = {}
+        self.is_checked = False  # whether a chat has been compared with the file's own test
         for key, value in metadata.items():
             if key == _KEY:
                 self._sources[_DEFAULT] = value
@@ -178,6 +179,12 @@ class ChatTemplates:
     def names(self) -> list[str]:
         """Names of the templates."""
         return sorted(self._sources)
+
+    @property
+    def source(self) -> str | None:
+        """Text of the default template, if there is one."""
+        source = self._sources.get(_DEFAULT)
+        return source if isinstance(source, str) else None
 
     def choose(self, template: str | None = None, *, tools: bool = False) -> ChatTemplate:
         """A template for one chat.

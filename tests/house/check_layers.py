@@ -27,6 +27,7 @@ PY_LAYERS: list[set[str]] = [
     {"_arguments", "_native", "_byte_bpe", "_sentencepiece", "_template", "_word_piece"},
     {"_gemma_bpe"},
     {"_file", "_messages", "_quant", "_reply", "_sampler", "_tokenizer"},
+    {"_self_test"},
     {"_session"},
     {"_generate", "_perplexity"},
     {"_chat"},
@@ -38,7 +39,7 @@ PY_LAYERS: list[set[str]] = [
 ]
 
 # Modules of pyengine that the converters use.
-CONVERTERS_MAY = {"", "_errors", "_pretokenizers"}
+CONVERTERS_MAY = {"", "_errors", "_pretokenizers", "_self_test"}
 
 
 def c_violations() -> list[str]:

@@ -1099,7 +1099,9 @@ def test_the_bundled_model_is_what_the_converter_writes(tmp_path: Path) -> None:
     if not root:
         pytest.skip("PYENGINE_FIXTURES is not set")
     out = tmp_path / "bundled.gguf"
-    converters.convert(Path(root) / "models" / "stories-29m", out, dtype="q4_0", name="stories-29m")
+    # It is older than the self-test.
+    folder = Path(root) / "models" / "stories-29m"
+    converters.convert(folder, out, dtype="q4_0", name="stories-29m", self_test=False)
     assert out.read_bytes() == pyengine.bundled_model().read_bytes()
 
 
