@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters import _encode
+from converters import _encode, _hub
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
@@ -49,7 +49,8 @@ def convert(
     output head are kept at Q8_0. The file appears under its name only when it is complete.
 
     Args:
-        source: A folder with config.json, weights and a tokenizer.
+        source: A folder with config.json, weights and a tokenizer; or ``hf:org/name``, perhaps
+            with ``@revision``, which is fetched from the Hugging Face hub.
         out: The file to write.
         dtype: "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1".
         pure: Use the 4-bit type for the embedding and the output head, too.
@@ -63,12 +64,16 @@ def convert(
 
     Raises:
         ArgumentError: `dtype` is none of those.
+        DownloadError: The checkpoint cannot be fetched.
         ConversionError: The checkpoint is broken, incomplete or of an unsupported kind.
         ModelFileError: A file cannot be read or written, or the disk is too full.
     """
     kind = _encode.BY_NAME.get(dtype.lower())
     if kind is None:
         raise ArgumentError(f"dtype: expected one of {', '.join(_encode.BY_NAME)}, found {dtype!r}")
+    if isinstance(source, str) and source.startswith(_hub.PREFIX):
+        name = _hub.model_name(source) if name is None else name
+        source = _hub.fetch(source)
     folder, target = Path(source), Path(out)
     try:
         with Checkpoint(folder) as checkpoint:

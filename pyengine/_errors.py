@@ -9,6 +9,7 @@
     |-- TokenizerError(ValueError)           no tokenizer, or one that does not fit
     |-- ChatTemplateError(ValueError)        no chat template, or one that is broken or refuses
     |-- ConversionError(ValueError)          a checkpoint cannot become a GGUF file
+    |-- DownloadError(OSError)               a checkpoint cannot be fetched
     |-- ContextFullError(ValueError)         more tokens than the context holds
     |-- OutOfMemoryError(MemoryError)        memory, or the KV budget, is spent
     |-- NumericError(ArithmeticError)        NaN or infinity where a number was expected
@@ -54,6 +55,10 @@ class ChatTemplateError(PyengineError, ValueError):
 
 class ConversionError(PyengineError, ValueError):
     """A checkpoint cannot be turned into a GGUF file."""
+
+
+class DownloadError(PyengineError, OSError):
+    """A checkpoint cannot be fetched from the hub."""
 
 
 class ContextFullError(PyengineError, ValueError):
