@@ -24,9 +24,16 @@ REASONING = {
     "[THINK]": "[/THINK]",
     "<seed:think>": "</seed:think>",
     "<|START_THINKING|>": "<|END_THINKING|>",
+    "<|channel>thought": "<channel|>",
 }
 # What surrounds one or several tool calls; None: everything up to the end.
-_CALLS = {"<tool_call>": "</tool_call>", "[TOOL_CALLS]": None, "<|python_tag|>": None}
+_CALLS = {
+    "<tool_call>": "</tool_call>",
+    "[TOOL_CALLS]": None,
+    "<|python_tag|>": None,
+    "<|tool_call>": "<tool_call|>",
+}
+_GEMMA_QUOTE = '<|"|>'
 _HARMONY_BEGINS = ("<|start|>", "<|channel|>", "<|constrain|>", "<|message|>", "to=")
 _HARMONY_ENDS = ("<|end|>", "<|start|>", "<|call|>", "<|return|>")
 
@@ -89,7 +96,8 @@ class _TagParser:
     """Reasoning and calls between tags, as most models write them."""
 
     markup: ClassVar[frozenset[str]] = frozenset(
-        {*REASONING, *REASONING.values(), *_CALLS, "</tool_call>", "[ARGS]", "[CALL_ID]"}
+        {*REASONING, *REASONING.values(), *_CALLS, *(end for end in _CALLS.values() if end)}
+        | {"[ARGS]", "[CALL_ID]", "<|channel>", _GEMMA_QUOTE}
     )
 
     def __init__(self, functions: Functions, reasoning_end: str | None) -> None:
@@ -201,6 +209,8 @@ class _TagParser:
             return _tagged_call(text, self._functions)
         if self._opener.endswith("[TOOL_CALLS]"):
             return _mistral_calls(text)
+        if self._opener.endswith("<|tool_call>"):
+            return _gemma_call(text)
         if self._opener.endswith("<|python_tag|>"):
             return _json_calls(text, None) or _program_call(text, self._functions)
         return _json_calls(text, self._functions)
@@ -403,6 +413,20 @@ def _tagged_value(text: str, schema: object, *, trim: bool) -> Any:
         return text
     value = _json(text.strip())
     return text if value is None and text.strip() != "null" else value
+
+
+def _gemma_call(text: str) -> list[ToolCall] | None:
+    """``call:name{key:<|"|>text<|"|>,other:3}``, JSON but for its quotes."""
+    match = re.fullmatch(r"call:([\w.-]+)(\{.*\})", text, re.DOTALL)
+    if match is None:
+        return None
+    parts = match[2].split(_GEMMA_QUOTE)
+    for i, part in enumerate(parts):
+        # Every other part is a text.
+        bare = re.sub(r'([{,]\s*)([^\s{}\[\],:"]+)\s*:', r'\1"\2":', part)
+        parts[i] = json.dumps(part) if i % 2 else bare
+    arguments = _json("".join(parts)) if len(parts) % 2 else None
+    return [ToolCall(match[1], arguments)] if isinstance(arguments, dict) else None
 
 
 def _program_call(text: str, functions: Functions) -> list[ToolCall] | None:

@@ -24,6 +24,7 @@ from pyengine._vocabulary import (
     KEY,
     UNKNOWN,
     USER_DEFINED,
+    WHITESPACE,
     Metadata,
     byte_value,
     decodable,
@@ -122,6 +123,7 @@ class Tokenizer:
             or (self._kind == "t5" and meta.flag("add_space_prefix", default=False))
         )
         self._set_special_ids(meta, texts, add_bos=add_bos)
+        self._left, self._right = meta.stripping(texts, self._types)
         self._user_defined = self._special_tokens(texts, {USER_DEFINED})
         self._all_special = self._special_tokens(texts, {USER_DEFINED, CONTROL})
 
@@ -239,10 +241,15 @@ class Tokenizer:
             ids.append(self._bos_id)
         begin = 0
         for match in pattern.finditer(text) if pattern else ():
-            if begin < match.start():
-                ids += self._model.encode(prefix + text[begin : match.start()])
-            ids.append(special_ids[match.group()])
+            token = special_ids[match.group()]
+            before = text[begin : match.start()]
+            before = before.rstrip(WHITESPACE) if token in self._left else before
+            if before:
+                ids += self._model.encode(prefix + before)
+            ids.append(token)
             begin = match.end()
+            if token in self._right:
+                begin = len(text) - len(text[begin:].lstrip(WHITESPACE))
         if begin < len(text):
             ids += self._model.encode(prefix + text[begin:])
         if add_special and self._add_eos and self._eos_id is not None:

@@ -103,6 +103,21 @@ CASES: list[tuple[str, str, Parsed]] = [
         '[TOOL_CALLS]weather[ARGS]{"days": 1}[TOOL_CALLS]b[CALL_ID]x9[ARGS]{}',
         ("", "", [call(days=1), call("b", "x9")]),
     ),
+    (
+        "",
+        "<|channel>thought\nwhy\n<channel|>On it. <|tool_call>call:weather{city:"
+        '<|"|>K\u00f6ln, "x":{y:1}<|"|>,days:3,x:[1,{<|"|>k<|"|>:true}]}<tool_call|>',
+        (
+            "why",
+            "On it.",
+            [call(city='K\u00f6ln, "x":{y:1}', days=3, x=[1, {"k": True}])],
+        ),
+    ),
+    (
+        "",
+        "<|tool_call>call:f{}<tool_call|><|tool_call>call:f{x:oops}<tool_call|>",
+        ("", "<|tool_call>call:f{x:oops}<tool_call|>", [call("f")]),
+    ),
     ("", "[TOOL_CALLS] none", ("", "[TOOL_CALLS] none", [])),
     ("", '[TOOL_CALLS][{"name": "a"}, 3]', ("", '[TOOL_CALLS][{"name": "a"}, 3]', [])),
     (
@@ -155,7 +170,9 @@ def test_bare_json_is_text_without_tools() -> None:
     ["[" * 100_000, '{"name":' * 50_000, '{"name":"a","arguments":{"x":NaN}}', "1" * 10_000,
      '{"name":"a","arguments":' + "[" * 100_000, "\x00", "name\n" + "<arg_key>" * 1000],
 )  # fmt: skip
-@pytest.mark.parametrize("opener", ["<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "{"])
+@pytest.mark.parametrize(
+    "opener", ["<tool_call>", "[TOOL_CALLS]", "<|python_tag|>", "<|tool_call>", "{"]
+)
 def test_hostile_calls_are_text(opener: str, inside: str) -> None:
     assert parse([opener + inside], functions={"python ": {}}) == ("", opener + inside, [])
 

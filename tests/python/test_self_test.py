@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tokenizers
 
 import converters
 from converters import _self_test as made
@@ -70,8 +71,6 @@ def test_a_converted_file_holds_the_test_and_passes_it(converted: Path) -> None:
 
 
 def test_the_ids_are_the_originals(converted: Path, checkpoint: Path) -> None:
-    import tokenizers
-
     found = metadata(converted)
     original = tokenizers.Tokenizer.from_file(str(checkpoint / "tokenizer.json"))
     ids = np.split(found[IDS], found[LENGTHS].cumsum()[:-1])
@@ -170,3 +169,22 @@ def test_decomposed_letters_of_a_tokenizer_that_composes_are_left_out(
     assert "Hello, world!" in texts
     assert not [text for text in texts if "e\u0301" in text]
     Engine(out).close()
+
+
+@pytest.mark.parametrize("side", ["lstrip", "rstrip"])
+def test_tokens_that_take_white_space_along_do_so_here(
+    checkpoint: Path, tmp_path: Path, side: str
+) -> None:
+    path = checkpoint / "tokenizer.json"
+    described = json.loads(path.read_text())
+    described["added_tokens"][0][side] = True
+    name = described["added_tokens"][0]["content"]
+    path.write_text(json.dumps(described))
+    original = tokenizers.Tokenizer.from_file(str(path))
+    out = tmp_path / "model.gguf"
+    converters.convert(checkpoint, out, dtype="f32")
+    with Engine(out, n_threads=1) as engine:
+        for text in (f"a {name} \n b{name}", f"{name}\u2003{name}\n\t{name}", f" {name} "):
+            found = engine.tokenize(text, add_special=False, parse_special=True)
+            assert found == original.encode(text, add_special_tokens=False).ids
+        assert len(engine.tokenize(f" {name} ", add_special=False, parse_special=True)) == 2

@@ -746,3 +746,42 @@ def test_a_damaged_normalization_is_told(charsmap: list[Any]) -> None:
         tokenizer.encode("ab \u00e9")
     except TokenizerError as error:
         assert "tokenizer.ggml." in str(error)
+
+
+# Special tokens that take white space along.
+
+
+def test_special_tokens_can_take_white_space_along() -> None:
+    metadata = bpe_metadata()
+    left, right = bpe_id("<|im_end|>"), bpe_id("<|endoftext|>")
+    metadata["pyengine.tokenizer.lstrip_ids"] = np.array([left], np.uint32)
+    metadata["pyengine.tokenizer.rstrip_ids"] = [right]
+    tokenizer = Tokenizer.from_metadata(metadata)
+    text = "a <|endoftext|> \u2003\n b \t<|im_end|> c"
+    ids = tokenizer.encode(text, parse_special=True)
+    assert tokenizer.decode(ids) == "a <|endoftext|>b<|im_end|> c"
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    plain = Tokenizer.from_metadata(bpe_metadata())
+    assert plain.decode(plain.encode(text, parse_special=True)) == text
+
+
+@pytest.mark.parametrize("value", [[999], [-1], ["x"], 3])
+def test_bad_white_space_ids(value: Any) -> None:
+    metadata = bpe_metadata() | {"pyengine.tokenizer.rstrip_ids": value}
+    with pytest.raises(TokenizerError, match="rstrip_ids: expected ids below 265, found"):
+        Tokenizer.from_metadata(metadata)
+
+
+@needs_fixtures
+def test_phi_3_swallows_line_ends_after_its_markup() -> None:
+    reader = gguf.GGUFReader(fixture("vocab", "ggml-vocab-phi-3.gguf"))
+    metadata = {key: f.contents() for key, f in reader.fields.items()}
+    text = "<|user|>\nHi<|end|>\n<|assistant|>\n"
+    named = Tokenizer.from_metadata(metadata | {"general.name": "Phi-3 mini"})
+    ids = named.encode(text, add_special=False, parse_special=True)
+    assert [named.token_bytes(i) for i in ids] == [
+        b"<|user|>",
+        b" Hi",
+        b"<|end|>",
+        b"<|assistant|>",
+    ]
