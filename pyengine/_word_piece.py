@@ -42,7 +42,8 @@ class WordPiece:
         name = "[UNK]" if unknown is None else (texts[unknown] or "").removeprefix(_SPACE)
         if name not in vocab:
             raise TokenizerError(
-                f"{KEY}unknown_token_id: expected a token for unknown words, found none"
+                f"{KEY}model: expected a vocabulary with a token for unknown words ([UNK]), "
+                "found 'bert' without one"
             )
         lowercase = metadata.flag("normalizer.lowercase", default=True)
         self._tokenizer = tokenizers.Tokenizer(

@@ -249,11 +249,12 @@ def test_a_terminal_shows_reasoning_dimmed(thinker: str) -> None:
 
 
 def test_ctrl_c_stops_the_answer_and_then_the_program(story: str) -> None:
-    terminal = Terminal("--chat-template", story, "--seed", "1")
+    terminal = Terminal("--chat-template", story, "--seed", "1", "-v")
     terminal.expect(rb"> ")
     terminal.send(b"Once upon a time\r")
     terminal.expect(rb"time[^\n]*\n[^\n]*\w+ \w+ \w+")
     os.kill(terminal.pid, signal.SIGINT)
+    terminal.expect(rb"ended by cancelled")
     terminal.expect(rb"> ")
     terminal.send(b"half a line")
     terminal.expect(rb"a line")

@@ -681,7 +681,9 @@ def test_word_piece_decodes_to_words() -> None:
 
 def test_word_piece_needs_an_unknown_token() -> None:
     metadata = {"model": "bert", "tokens": ["\u2581a"], "token_type": [1]}
-    with pytest.raises(TokenizerError, match="expected a token for unknown words, found none"):
+    with pytest.raises(
+        TokenizerError, match=r"for unknown words \(\[UNK\]\), found 'bert' without one"
+    ):
         Tokenizer.from_metadata({f"tokenizer.ggml.{k}": v for k, v in metadata.items()})
 
 
