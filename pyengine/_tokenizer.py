@@ -123,6 +123,7 @@ class Tokenizer:
             or (self._kind == "t5" and meta.flag("add_space_prefix", default=False))
         )
         self._set_special_ids(meta, texts, add_bos=add_bos)
+        self._metaspace = meta.metaspace()
         self._left, self._right = meta.stripping(texts, self._types)
         self._user_defined = self._special_tokens(texts, {USER_DEFINED})
         self._all_special = self._special_tokens(texts, {USER_DEFINED, CONTROL})
@@ -234,7 +235,6 @@ class Tokenizer:
             raise ArgumentError(
                 f"text: expected Unicode text, found a lone surrogate at index {error.start}"
             ) from None
-        prefix = " " if self._space_prefix else ""
         pattern, special_ids = self._all_special if parse_special else self._user_defined
         ids: list[int] = []
         if add_special and self._add_bos and self._bos_id is not None:
@@ -245,13 +245,13 @@ class Tokenizer:
             before = text[begin : match.start()]
             before = before.rstrip(WHITESPACE) if token in self._left else before
             if before:
-                ids += self._model.encode(prefix + before)
+                ids += self._model.encode(self._prefixed(before, first=begin == 0))
             ids.append(token)
             begin = match.end()
             if token in self._right:
                 begin = len(text) - len(text[begin:].lstrip(WHITESPACE))
         if begin < len(text):
-            ids += self._model.encode(prefix + text[begin:])
+            ids += self._model.encode(self._prefixed(text[begin:], first=begin == 0))
         if add_special and self._add_eos and self._eos_id is not None:
             ids.append(self._eos_id)
         if add_special and self._separator is not None:
@@ -282,7 +282,7 @@ class Tokenizer:
             special = self._types[token] in (CONTROL, USER_DEFINED)
             if strip and not special:
                 piece = piece.removeprefix(b" ")
-            strip = self._leading_space and special
+            strip = self._leading_space and special and self._metaspace != "first"
             parts.append(piece)
         return b"".join(parts).decode("utf-8", "replace")
 
@@ -309,6 +309,16 @@ class Tokenizer:
         if kind == BYTE and (value := byte_value(raw)) is not None:
             return bytes([value])
         return self._model.token_bytes(raw)
+
+    def _prefixed(self, text: str, *, first: bool) -> str:
+        """The text with the space that the vocabulary wants before it."""
+        if not self._space_prefix:
+            return text
+        if self._metaspace is not None and (
+            text[0] in " \u2581" or (self._metaspace == "first" and not first)
+        ):
+            return text
+        return " " + text
 
     def _checked(self, token: int) -> int:
         return integer("token id", token, 0, len(self._raw) - 1)

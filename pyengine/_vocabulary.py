@@ -23,6 +23,10 @@ WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join
 # Tokens that take the white space before or after them along, which GGUF has no keys for.
 LEFT_KEY, RIGHT_KEY = "pyengine.tokenizer.lstrip_ids", "pyengine.tokenizer.rstrip_ids"
 
+# How the original puts a space before text, where that is not before all text between special
+# tokens: "first", at the very beginning alone, or "always"; neither before one that is there.
+METASPACE_KEY = "pyengine.tokenizer.metaspace"
+
 _LARGEST_SCORE = 3.4028234e38
 
 
@@ -101,6 +105,13 @@ class Metadata:
                     f"{KEY}token_type[{index}]: expected types 1 to 6, found {value!r}"
                 )
         return values
+
+    def metaspace(self) -> str | None:
+        """``"first"``, ``"always"``, or None for the plain prefix."""
+        value = self._values.get(METASPACE_KEY)
+        if value not in (None, "first", "always"):
+            raise TokenizerError(f"{METASPACE_KEY}: expected first or always, found {value!r:.60}")
+        return value
 
     def stripping(
         self, texts: Sequence[str | None], types: Sequence[int]

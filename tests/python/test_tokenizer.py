@@ -787,3 +787,39 @@ def test_phi_3_swallows_line_ends_after_its_markup() -> None:
         b"<|end|>",
         b"<|assistant|>",
     ]
+
+
+def metaspace_pair(scheme: str) -> tuple[Tokenizer, tokenizers.Tokenizer]:
+    tokens: list[str] = spm_metadata()["tokenizer.ggml.tokens"]
+    vocab = {text: token for token, text in enumerate(tokens)}
+    merges = [("\u2581", "a"), ("a", "b"), ("\u2581a", "b"), ("\u2581", "\u2581")]
+    original = tokenizers.Tokenizer(
+        tokenizers.models.BPE(vocab, merges, byte_fallback=True, unk_token="<unk>", fuse_unk=True)
+    )
+    original.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(
+        prepend_scheme=scheme,  # type: ignore[arg-type]
+        split=False,
+    )
+    original.add_special_tokens(["<s>", "</s>", "<|end|>"])
+    original.add_tokens([tokenizers.AddedToken("<tool>", normalized=False)])
+    scores = spm_metadata()["tokenizer.ggml.scores"]
+    scores[-4:] = [-1.0, -2.0, -3.0, -4.0]
+    metadata = spm_metadata(scores=scores) | {"pyengine.tokenizer.metaspace": scheme}
+    return Tokenizer.from_metadata(metadata), original
+
+
+@pytest.mark.parametrize("scheme", ["first", "always"])
+@settings(deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "b", " ", "  ", "ab", "<tool>", "<|end|>", "</s>", "\u00e9"]))
+)
+def test_spaces_before_text_as_metaspace_puts_them(scheme: str, parts: list[str]) -> None:
+    ours, original = metaspace_pair(scheme)
+    text = "".join(parts)
+    found = ours.encode(text, add_special=False, parse_special=True)
+    assert found == original.encode(text, add_special_tokens=False).ids
+
+
+def test_metaspace_is_one_of_two() -> None:
+    with pytest.raises(TokenizerError, match="metaspace: expected first or always, found 'never'"):
+        Tokenizer.from_metadata(spm_metadata() | {"pyengine.tokenizer.metaspace": "never"})
