@@ -10,7 +10,7 @@ from converters._byte_bpe import read_byte_bpe
 from converters._gguf_writer import Field
 from converters._json import read_object, read_optional
 from converters._self_test import self_test_fields
-from converters._sentencepiece import read_json_file, read_model_file
+from converters._sentencepiece import metaspace_fields, read_json_file, read_model_file
 from converters._special_tokens import special_fields
 from converters._vocabulary import Vocabulary
 from pyengine._errors import ConversionError
@@ -44,6 +44,11 @@ def tokenizer_fields(
     if model_path.is_file() and not (tokenizer_json and _is_tiktoken(model_path)):
         source = model_path
         vocabulary = read_model_file(model_path, tokenizer_config, size)
+        # Where both are there, transformers goes by tokenizer.json.
+        spaces = metaspace_fields(tokenizer_json)
+        if spaces:
+            source = json_path
+            vocabulary.fields += spaces
     elif tokenizer_json:
         source = json_path
         vocabulary = _read_json(tokenizer_json, tokenizer_config, size, str(json_path))
