@@ -20,6 +20,9 @@ from pyengine._tokenizer import END_NAMES, Tokenizer
 if TYPE_CHECKING:
     from pyengine._engine import Engine
 
+# What chat gives to the template itself; continue_final_message turns it off.
+_RESERVED = "add_generation_prompt"
+
 # Stands for an answer where the end of turn is looked for; no template changes it.
 _PROBE = "PYENGINE0ANSWER"
 
@@ -156,6 +159,8 @@ def prepare(
     if session is not None:
         instance("session", session, Session, "a Session")
         session.check_engine(engine)
+    if _RESERVED in variables:
+        raise ArgumentError(f"{_RESERVED}: expected continue_final_message instead, found it given")
     tokenizer = engine.tokenizer
     chosen = engine.chat_templates.choose(template, tools=schemas is not None)
     if template is None and not engine.chat_templates.is_checked:

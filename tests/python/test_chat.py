@@ -313,6 +313,11 @@ def test_functions_become_schemas() -> None:
     }
 
 
+def test_what_chat_sets_itself_is_not_taken(chatml: Engine) -> None:
+    with pytest.raises(ArgumentError, match="add_generation_prompt: expected continue_final"):
+        chatml.chat(USER, add_generation_prompt=False)
+
+
 def test_documents_are_checked(chatml: Engine) -> None:
     with pytest.raises(ArgumentError, match=r"documents\[0\]: expected a mapping"):
         chatml.chat(USER, documents=["x"])

@@ -217,19 +217,28 @@ class Terminal:
     def send(self, data: bytes) -> None:
         os.write(self._terminal, data)
 
-    def end(self, key: bytes = b"") -> tuple[int, bytes]:
-        """Exit code, and what was shown last; the key is pressed until it works.
+    def press(self, key: bytes, pattern: bytes | None) -> None:
+        """Presses a key until a pattern appears, or with None until the program has ended.
 
-        A Ctrl-C between the prompt and the wait for input is only seen with the next one.
+        A Ctrl-C between an echo and the wait for input is only seen with the next one.
         """
         deadline = time.monotonic() + 60
         self.send(key)
-        seen = len(self.shown)
-        while self.read():
-            assert time.monotonic() < deadline, self.shown
+        while pattern is None or not re.search(pattern, self.shown):
+            seen = len(self.shown)
+            assert time.monotonic() < deadline, (pattern, self.shown)
+            if not self.read():
+                assert pattern is None, (pattern, self.shown)
+                return
             if len(self.shown) == seen:
                 self.send(key)
-            seen = len(self.shown)
+        self.expect(pattern)
+
+    def end(self) -> tuple[int, bytes]:
+        """Exit code, and what was shown last."""
+        deadline = time.monotonic() + 60
+        while self.read():
+            assert time.monotonic() < deadline, self.shown
         os.close(self._terminal)
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1]), self.shown
 
@@ -258,12 +267,12 @@ def test_ctrl_c_stops_the_answer_and_then_the_program(story: str) -> None:
     terminal.expect(rb"> ")
     terminal.send(b"half a line")
     terminal.expect(rb"a line")
-    terminal.send(b"\x03")  # clears it
-    terminal.expect(rb"> ")
+    terminal.press(b"\x03", rb"> ")  # clears it
     terminal.send(b"/help\r")
     terminal.expect(rb"/save FILE")
     terminal.expect(rb"> ")
-    code, shown = terminal.end(b"\x03")
+    terminal.press(b"\x03", None)
+    code, shown = terminal.end()
     assert code == 0
     assert b"Traceback" not in shown
 
