@@ -9,10 +9,11 @@ from pathlib import Path
 
 import click
 
+from converters import _hub
 from converters._convert import convert
 from converters._encode import BY_NAME
 from converters._progress import ProgressBar
-from pyengine._errors import PyengineError
+from pyengine._errors import ArgumentError, ModelFileError, PyengineError
 
 # What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
 _INTERRUPTED = 130
@@ -21,7 +22,7 @@ _TERMINATED = 143
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", metavar="HF_DIR", type=click.Path(path_type=Path))
+@click.argument("source", metavar="HF_DIR")
 @click.option(
     "-o",
     "--output",
@@ -44,22 +45,42 @@ _TERMINATED = 143
 )
 @click.option("--name", help="general.name in the file. Default: as the checkpoint says.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option(
+    "--self-test/--no-self-test",
+    default=True,
+    help="Store texts with the ids of the original tokenizer, which loading checks.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no summary.")
 def _command(
-    source: Path,
+    source: str,
     output: Path | None,
     dtype: str,
     pure: bool,
     name: str | None,
     force: bool,
+    self_test: bool,
     quiet: bool,
 ) -> None:
-    """Converts the checkpoint in HF_DIR to a GGUF file."""
-    target = output or Path(f"{source.resolve().name}-{dtype}.gguf")
+    """Converts the checkpoint in HF_DIR to a GGUF file.
+
+    hf:org/name, perhaps with @revision, is fetched from the Hugging Face hub first.
+    """
+    from_hub = source.startswith(_hub.PREFIX)
+    stem = _hub.model_name(source) if from_hub else Path(source).resolve().name
+    target = output or Path(f"{stem}-{dtype}.gguf")
+    if from_hub and target.exists() and not force:
+        raise ModelFileError(f"{target}: expected no file there, found one; --force replaces it")
     bar = ProgressBar(sys.stderr, quiet=quiet)
     try:
         summary = convert(
-            source, target, dtype=dtype, pure=pure, name=name, progress=bar, overwrite=force
+            source,
+            target,
+            dtype=dtype,
+            pure=pure,
+            name=name,
+            progress=bar,
+            overwrite=force,
+            self_test=self_test,
         )
     except KeyboardInterrupt:
         # Caught here and not left to click, which would print a line of its own and exit 1.
@@ -97,7 +118,7 @@ def main(arguments: list[str] | None = None, *, prog_name: str = "python -m conv
     except (PyengineError, OSError) as error:
         # One line whatever the names in it hold.
         click.echo("error: " + " ".join(str(error).split()), err=True)
-        return 1
+        return 2 if isinstance(error, ArgumentError) else 1
     # click returns the code of an early exit, and otherwise what the command returned: None.
     return code if isinstance(code, int) else 0
 

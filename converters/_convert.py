@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from converters import _encode
+from converters import _encode, _hub
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
@@ -41,6 +41,7 @@ def convert(
     name: str | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     overwrite: bool = False,
+    self_test: bool = True,
 ) -> Summary:
     """Converts a Hugging Face checkpoint folder into one GGUF file.
 
@@ -48,25 +49,31 @@ def convert(
     output head are kept at Q8_0. The file appears under its name only when it is complete.
 
     Args:
-        source: A folder with config.json, weights and a tokenizer.
+        source: A folder with config.json, weights and a tokenizer; or ``hf:org/name``, perhaps
+            with ``@revision``, which is fetched from the Hugging Face hub.
         out: The file to write.
         dtype: "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1".
         pure: Use the 4-bit type for the embedding and the output head, too.
         name: What general.name says; by default the checkpoint's own name or its folder's.
         progress: Called with bytes done, bytes in all and the tensor's name.
         overwrite: Replace a file that is there.
+        self_test: Store texts with the ids of the original tokenizer, which loading checks.
 
     Returns:
         What was written.
 
     Raises:
         ArgumentError: `dtype` is none of those.
+        DownloadError: The checkpoint cannot be fetched.
         ConversionError: The checkpoint is broken, incomplete or of an unsupported kind.
         ModelFileError: A file cannot be read or written, or the disk is too full.
     """
     kind = _encode.BY_NAME.get(dtype.lower())
     if kind is None:
         raise ArgumentError(f"dtype: expected one of {', '.join(_encode.BY_NAME)}, found {dtype!r}")
+    if isinstance(source, str) and source.startswith(_hub.PREFIX):
+        name = _hub.model_name(source) if name is None else name
+        source = _hub.fetch(source)
     folder, target = Path(source), Path(out)
     try:
         with Checkpoint(folder) as checkpoint:
@@ -74,7 +81,7 @@ def convert(
                 raise ConversionError(
                     f"{target}: expected another file than the checkpoint's own, found the same"
                 )
-            return _convert(checkpoint, target, kind, pure, name, progress, overwrite)
+            return _convert(checkpoint, target, kind, pure, name, progress, overwrite, self_test)
     except OSError as error:
         if isinstance(error, ModelFileError):
             raise
@@ -90,10 +97,13 @@ def _convert(
     name: str | None,
     progress: Callable[[int, int, str], None] | None,
     overwrite: bool,
+    self_test: bool,
 ) -> Summary:
     mapping = LlamaMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
     planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
-    tokenizer, notes = tokenizer_fields(checkpoint.folder, checkpoint.config, mapping.shape.vocab)
+    tokenizer, notes = tokenizer_fields(
+        checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
+    )
     fields = [
         Field("general.architecture", "str", "llama"),
         Field("general.type", "str", "model"),

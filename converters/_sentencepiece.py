@@ -24,6 +24,7 @@ from converters._vocabulary import (
     json_added_tokens,
 )
 from pyengine._errors import ConversionError
+from pyengine._vocabulary import METASPACE_KEY
 
 _BYTE_TOKEN = re.compile(r"<0x[0-9A-Fa-f]{2}>")
 _MODEL_TYPES = {1: "unigram", 2: "bpe", 3: "word", 4: "char"}
@@ -123,7 +124,8 @@ def read_model_file(path: Path, tokenizer_config: dict[str, Any], size: int) -> 
         result.put(number, text, kind, score)
     if not add_prefix:
         result.fields.append(Field(_ADD_SPACE, "bool", False))
-    if normalizer or squeeze:
+    result.rewrites = bool(normalizer) or squeeze
+    if result.rewrites:
         # Readers of this tokenizer model take text as it is, without these rules.
         what = [w for w, on in (("rewrite text", normalizer), ("squeeze spaces", squeeze)) if on]
         result.notes.append(
@@ -206,8 +208,19 @@ def read_json_file(
         result.put(table[unknown], unknown, UNKNOWN, 0.0)
     if not _puts_space_first(tokenizer_json, where):
         result.fields.append(Field(_ADD_SPACE, "bool", False))
+    result.fields += metaspace_fields(tokenizer_json)
     _apply_prefix(tokenizer_config, result)
     return result
+
+
+def metaspace_fields(tokenizer_json: dict[str, Any]) -> list[Field]:
+    """How the original puts a space before text, where GGUF's readers do otherwise."""
+    splitter = tokenizer_json.get("pre_tokenizer")
+    kind = splitter.get("type") if isinstance(splitter, dict) else None
+    scheme = splitter.get("prepend_scheme") if isinstance(splitter, dict) else None
+    if kind != "Metaspace" or scheme not in ("first", "always"):
+        return []
+    return [Field(METASPACE_KEY, "str", scheme)]
 
 
 def _scores(normal: dict[str, int], merges: list[tuple[str, str]], where: str) -> dict[str, float]:

@@ -9,7 +9,8 @@ from typing import Any
 from converters._byte_bpe import read_byte_bpe
 from converters._gguf_writer import Field
 from converters._json import read_object, read_optional
-from converters._sentencepiece import read_json_file, read_model_file
+from converters._self_test import self_test_fields
+from converters._sentencepiece import metaspace_fields, read_json_file, read_model_file
 from converters._special_tokens import special_fields
 from converters._vocabulary import Vocabulary
 from pyengine._errors import ConversionError
@@ -19,7 +20,7 @@ _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 
 
 def tokenizer_fields(
-    folder: Path, config: dict[str, Any], size: int
+    folder: Path, config: dict[str, Any], size: int, *, self_test: bool = True
 ) -> tuple[list[Field], list[str]]:
     """Reads whichever tokenizer files the folder has.
 
@@ -29,6 +30,7 @@ def tokenizer_fields(
         folder: The checkpoint.
         config: config.json.
         size: Rows of the embedding; a smaller vocabulary is padded up to it.
+        self_test: Add texts with the ids of the original tokenizer, which loading checks.
 
     Returns:
         The tokenizer.* fields, and notes for the user.
@@ -40,8 +42,15 @@ def tokenizer_fields(
     tokenizer_json = read_object(json_path, unique=True) if json_path.is_file() else {}
     tokenizer_config = read_optional(folder / "tokenizer_config.json")
     if model_path.is_file() and not (tokenizer_json and _is_tiktoken(model_path)):
+        source = model_path
         vocabulary = read_model_file(model_path, tokenizer_config, size)
+        # Where both are there, transformers goes by tokenizer.json.
+        spaces = metaspace_fields(tokenizer_json)
+        if spaces:
+            source = json_path
+            vocabulary.fields += spaces
     elif tokenizer_json:
+        source = json_path
         vocabulary = _read_json(tokenizer_json, tokenizer_config, size, str(json_path))
     else:
         raise ConversionError(
@@ -50,7 +59,11 @@ def tokenizer_fields(
     special, notes = special_fields(
         folder, config, tokenizer_json, tokenizer_config, vocabulary.tokens
     )
-    return vocabulary.all_fields() + special, vocabulary.notes + notes
+    fields, notes = vocabulary.all_fields() + special, vocabulary.notes + notes
+    if self_test:
+        tests, found = self_test_fields(source, fields, rewrites=vocabulary.rewrites)
+        fields, notes = fields + tests, notes + found
+    return fields, notes
 
 
 def _is_tiktoken(path: Path) -> bool:

@@ -8,6 +8,7 @@ from typing import Any
 
 from converters._gguf_writer import Field
 from pyengine._errors import ConversionError
+from pyengine._vocabulary import LEFT_KEY, RIGHT_KEY
 
 # GGUF's token types; SentencePiece numbers its own in the same way.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -29,11 +30,13 @@ class AddedToken:
         number: Its id.
         text: Its text, not byte-encoded.
         special: Whether it is markup and not text.
+        strips: Whether it takes the white space before and after it along.
     """
 
     number: int
     text: str
     special: bool
+    strips: tuple[bool, bool] = (False, False)
 
     @property
     def kind(self) -> int:
@@ -63,6 +66,7 @@ class Vocabulary:
         merges: Byte-pair merges in "a b" form, for a model that has no scores.
         fields: More metadata that belongs to this kind of tokenizer.
         notes: What was odd enough to tell the user.
+        rewrites: Whether the original changes a text before it splits it.
     """
 
     model: str
@@ -73,11 +77,13 @@ class Vocabulary:
     merges: list[str] = field(default_factory=list)
     fields: list[Field] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    rewrites: bool = False
 
     def __post_init__(self) -> None:
         self.tokens = [f"[PAD{i}]" for i in range(self.size)]
         self.types = [UNUSED] * self.size
         self.scores = [PAD_SCORE] * self.size
+        self.stripping: tuple[set[int], set[int]] = (set(), set())
 
     def put(self, number: int, text: str, kind: int, score: float = 0.0) -> None:
         """Names one id.
@@ -95,6 +101,8 @@ class Vocabulary:
     def put_added(self, added: AddedToken) -> None:
         """Names one id with an added token, over whatever was there."""
         self.put(added.number, added.written, added.kind, ADDED_SCORE)
+        for ids, strips in zip(self.stripping, added.strips, strict=True):
+            (ids.add if strips else ids.discard)(added.number)
 
     def all_fields(self) -> list[Field]:
         """The metadata."""
@@ -108,6 +116,10 @@ class Vocabulary:
         fields.append(Field("tokenizer.ggml.token_type", "i32", self.types))
         if self.merges:
             fields.append(Field("tokenizer.ggml.merges", "str", self.merges))
+        # GGUF has no keys for this; the engine reads ours.
+        for key, ids in zip((LEFT_KEY, RIGHT_KEY), self.stripping, strict=True):
+            if ids:
+                fields.append(Field(key, "u32", sorted(ids)))
         return fields + self.fields
 
 
@@ -126,7 +138,7 @@ def json_added_tokens(tokenizer_json: dict[str, Any], where: str) -> Iterator[Ad
                 f"{where}: added_tokens: expected objects with id and content, "
                 f"found {str(row)[:80]}"
             )
-        yield AddedToken(number, text, bool(row.get("special")))
+        yield AddedToken(number, text, bool(row.get("special")), _strips(row))
 
 
 def config_added_tokens(tokenizer_config: dict[str, Any], where: str) -> Iterator[AddedToken]:
@@ -143,4 +155,8 @@ def config_added_tokens(tokenizer_config: dict[str, Any], where: str) -> Iterato
                 f"{where}: added_tokens_decoder: expected ids with an object that has content, "
                 f"found {key[:40]!r}: {str(row)[:80]}"
             )
-        yield AddedToken(int(key), text, bool(row.get("special")))
+        yield AddedToken(int(key), text, bool(row.get("special")), _strips(row))
+
+
+def _strips(row: dict[str, Any]) -> tuple[bool, bool]:
+    return bool(row.get("lstrip")), bool(row.get("rstrip"))

@@ -10,13 +10,16 @@
 """
 
 from pyengine._bundled import bundled_model
-from pyengine._engine import Engine, EngineInfo, Perplexity
+from pyengine._chat import ChatReply, ChatStream
+from pyengine._engine import Engine, EngineInfo
 from pyengine._errors import (
     ArgumentError,
     CancelledError,
+    ChatTemplateError,
     ClosedError,
     ContextFullError,
     ConversionError,
+    DownloadError,
     ModelFileError,
     ModelFormatError,
     NumericError,
@@ -27,9 +30,12 @@ from pyengine._errors import (
 )
 from pyengine._file import ModelFile, TensorInfo
 from pyengine._generate import Generation, Stream, Timings, TokenLogprob, Usage
+from pyengine._perplexity import Perplexity
 from pyengine._quant import dequantize, quantize
+from pyengine._reply import ToolCall
 from pyengine._sampler import Sampler, Sampling
 from pyengine._session import CancelFlag, Session
+from pyengine._template import ChatTemplate, ChatTemplates
 from pyengine._tokenizer import Tokenizer
 
 __version__ = "0.1.0"
@@ -38,9 +44,15 @@ __all__ = [
     "ArgumentError",
     "CancelFlag",
     "CancelledError",
+    "ChatReply",
+    "ChatStream",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "ChatTemplates",
     "ClosedError",
     "ContextFullError",
     "ConversionError",
+    "DownloadError",
     "Engine",
     "EngineInfo",
     "Generation",
@@ -60,6 +72,7 @@ __all__ = [
     "TokenLogprob",
     "Tokenizer",
     "TokenizerError",
+    "ToolCall",
     "UnsupportedModelError",
     "Usage",
     "bundled_model",

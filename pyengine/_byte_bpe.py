@@ -27,14 +27,7 @@ class ByteLevelBpe:
             # With ignore_merges a word of the text could be taken for a control token's name.
             if text and not (rule.ignore_merges and types[token] in (UNKNOWN, CONTROL)):
                 vocab.setdefault(text, token)
-        merges: list[tuple[str, str]] = []
-        for index, merge in enumerate(decodable(metadata.strings("merges"))):
-            left, _, right = (merge or "").partition(" ")
-            if not left or not right or " " in right:
-                raise TokenizerError(
-                    f"{KEY}merges[{index}]: expected two tokens and a space, found {merge!r}"
-                )
-            merges.append((left, right))
+        merges = read_merges(metadata)
         try:
             model = models.BPE(vocab=vocab, merges=merges, ignore_merges=rule.ignore_merges)
         except Exception as error:  # the library raises bare Exception
@@ -63,6 +56,23 @@ class ByteLevelBpe:
             return bytes([BYTE_OF[char] for char in raw.decode("utf-8")])
         except (KeyError, UnicodeDecodeError):
             return raw  # padding names and the like, never made from text
+
+
+def read_merges(metadata: Metadata) -> list[tuple[str, str]]:
+    """The merges in rank order.
+
+    Raises:
+        TokenizerError: One is not two tokens and a space.
+    """
+    merges: list[tuple[str, str]] = []
+    for index, merge in enumerate(decodable(metadata.strings("merges"))):
+        left, _, right = (merge or "").partition(" ")
+        if not left or not right or " " in right:
+            raise TokenizerError(
+                f"{KEY}merges[{index}]: expected two tokens and a space, found {merge!r}"
+            )
+        merges.append((left, right))
+    return merges
 
 
 def pre_tokenizer_rule(pre: str) -> PreTokenizer:

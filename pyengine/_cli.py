@@ -1,4 +1,4 @@
-"""The command line: run, bench, inspect, convert.
+"""The command line: run, chat, bench, inspect, convert.
 
 Errors end in one line on stderr: exit code 2 for wrong usage, 1 for everything else that
 went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
@@ -20,6 +20,7 @@ import click
 
 import pyengine
 from pyengine._bench import Bench, Plan, Row, header, numbers, peak_bytes, picture, table
+from pyengine._cli_chat import ChatLoop
 from pyengine._engine import Engine
 from pyengine._errors import ArgumentError, PyengineError
 from pyengine._generate import Generation, Stream
@@ -40,6 +41,66 @@ def _group() -> None:
     """Large language models on the CPU that you already own."""
 
 
+Command = Callable[..., Any]
+
+_ENGINE_OPTIONS = (
+    click.option(
+        "-c",
+        "--ctx-size",
+        type=int,
+        help="Context in tokens; default: as the model was trained for.",
+    ),
+    click.option("-t", "--threads", type=int, help="Default: usable cores."),
+    click.option("-b", "--batch-size", type=int, help="Prompt tokens per pass.  [default: 256]"),
+    click.option(
+        "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
+    ),
+    click.option(
+        "--resident",
+        type=click.Choice(["auto", "on", "off"]),
+        default="auto",
+        help="Keep weights interleaved in memory.  [default: where it helps and fits]",
+    ),
+    click.option(
+        "--isa",
+        type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
+        help="Force an instruction set.",
+    ),
+)
+
+
+def _engine_options(command: Command) -> Command:
+    """Options of how the engine is opened."""
+    for option in reversed(_ENGINE_OPTIONS):
+        command = option(command)
+    return command
+
+
+_SAMPLING_OPTIONS = (
+    click.option("--temp", "--temperature", type=float, default=0.8, show_default=True),
+    click.option("--top-k", type=int, default=40, show_default=True, help="0: off."),
+    click.option("--top-p", type=float, default=0.95, show_default=True, help="1: off."),
+    click.option("--min-p", type=float, default=0.05, show_default=True, help="0: off."),
+    click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1: off."),
+    click.option("--presence-penalty", type=float, default=0.0, show_default=True),
+    click.option("--frequency-penalty", type=float, default=0.0, show_default=True),
+    click.option(
+        "--repeat-last-n", type=int, default=64, show_default=True, help="Penalty window."
+    ),
+    click.option("-s", "--seed", type=int, help="Default: a new one each time, shown at the end."),
+    click.option(
+        "--stop", "-r", "--reverse-prompt", multiple=True, help="End before this text; repeatable."
+    ),
+)
+
+
+def _sampling_options(command: Command) -> Command:
+    """Options of how tokens are chosen."""
+    for option in reversed(_SAMPLING_OPTIONS):
+        command = option(command)
+    return command
+
+
 # ---- run ----
 
 
@@ -55,38 +116,9 @@ def _group() -> None:
     "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=-1,
     help="Tokens to generate at most; -1: until an end token or a full context.",
 )  # fmt: skip
-@click.option(
-    "-c", "--ctx-size", type=int, help="Context in tokens; default: as the model was trained for."
-)
-@click.option("-t", "--threads", type=int, help="Default: usable cores.")
-@click.option("-b", "--batch-size", type=int, help="Prompt tokens per pass.  [default: 256]")
-@click.option("--temp", "--temperature", type=float, default=0.8, show_default=True)
-@click.option("--top-k", type=int, default=40, show_default=True, help="0: off.")
-@click.option("--top-p", type=float, default=0.95, show_default=True, help="1: off.")
-@click.option("--min-p", type=float, default=0.05, show_default=True, help="0: off.")
-@click.option("--repeat-penalty", type=float, default=1.0, show_default=True, help="1: off.")
-@click.option("--presence-penalty", type=float, default=0.0, show_default=True)
-@click.option("--frequency-penalty", type=float, default=0.0, show_default=True)
-@click.option("--repeat-last-n", type=int, default=64, show_default=True, help="Penalty window.")
-@click.option("-s", "--seed", type=int, help="Default: a new one each time, shown at the end.")
-@click.option(
-    "--stop", "-r", "--reverse-prompt", multiple=True, help="End before this text; repeatable."
-)
+@_engine_options
+@_sampling_options
 @click.option("--ignore-eos", is_flag=True, help="Never choose an end token.")
-@click.option(
-    "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
-)
-@click.option(
-    "--resident",
-    type=click.Choice(["auto", "on", "off"]),
-    default="auto",
-    help="Keep weights interleaved in memory.  [default: where it helps and fits]",
-)
-@click.option(
-    "--isa",
-    type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
-    help="Force an instruction set.",
-)
 @click.option("--echo/--no-echo", default=None, help="Show the prompt.  [default: on a terminal]")
 @click.option("-q", "--quiet", is_flag=True, help="No summary and no progress.")
 @click.option("-v", "--verbose", is_flag=True, help="Show what runs: kernels, threads, memory.")
@@ -259,6 +291,91 @@ def _summary(result: Generation) -> str:
 
 def _mb(n_bytes: int) -> str:
     return f"{n_bytes / 1e6:.1f} MB"
+
+
+# ---- chat ----
+
+
+@_group.command("chat", context_settings=_CONTEXT)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("-m", "--model", "model_option", type=click.Path(path_type=Path), hidden=True)
+@click.option("-sys", "--system", help="What the conversation begins with.")
+@click.option(
+    "--chat-template", "template", metavar="FILE",
+    help="Jinja file, or the name of one of the model's own templates.",
+)  # fmt: skip
+@click.option(
+    "--reasoning", type=click.Choice(["show", "hide"]), help="[default: show on a terminal]"
+)
+@click.option(
+    "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=-1,
+    help="Tokens per answer at most; -1: until its end.",
+)  # fmt: skip
+@_engine_options
+@_sampling_options
+@click.option("-v", "--verbose", is_flag=True, help="Show what runs, and the speed of each answer.")
+def _chat(
+    model: Path | None,
+    model_option: Path | None,
+    system: str | None,
+    template: str | None,
+    reasoning: str | None,
+    max_tokens: int,
+    ctx_size: int | None,
+    threads: int | None,
+    batch_size: int | None,
+    kv_type: Any,
+    resident: Any,
+    isa: Any,
+    temp: float,
+    repeat_last_n: int,
+    stop: tuple[str, ...],
+    verbose: bool,
+    **sampling: Any,
+) -> int:
+    """Talks with MODEL, a GGUF file with a chat template.
+
+    On a terminal /help lists what else can be typed. In a pipe each line is a turn.
+    """
+    if max_tokens < -1:
+        raise ArgumentError(f"--max-tokens: expected -1 or more, found {max_tokens}")
+    with Engine(
+        model or model_option,
+        n_ctx=ctx_size,
+        n_threads=threads,
+        n_batch=batch_size,
+        isa=isa,
+        kv_type=kv_type,
+        resident=resident,
+    ) as engine:
+        if verbose:
+            click.echo(_describe(engine), err=True)
+        options = {
+            "template": _template(engine, template),
+            "max_tokens": None if max_tokens == -1 else max_tokens,
+            "temperature": temp,
+            "penalty_window": repeat_last_n,
+            "stop": stop,
+            **sampling,
+        }
+        return ChatLoop(
+            engine,
+            system=system,
+            reasoning=None if reasoning is None else reasoning == "show",
+            options=options,
+            report=(lambda reply: click.echo(_summary(reply), err=True)) if verbose else None,
+        ).run()
+
+
+def _template(engine: Engine, given: str | None) -> str | None:
+    """Jinja text or a name; a missing template is told before anything is typed."""
+    if given is not None and given not in engine.chat_templates.names:
+        try:
+            return _decode(Path(given).read_bytes(), given)
+        except OSError as error:
+            raise click.ClickException(f"{given}: {error.strerror}") from error
+    engine.chat_templates.choose(given)
+    return given
 
 
 # ---- bench ----

@@ -8,20 +8,23 @@ import secrets
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
-import numpy as np
-
 from pyengine._arguments import choice, instance, integer
 from pyengine._bundled import bundled_model
-from pyengine._errors import ArgumentError, ClosedError
+from pyengine._chat import ChatReply, ChatStream, prepare
+from pyengine._errors import ClosedError
 from pyengine._file import ModelFile
-from pyengine._generate import Generation, Progress, Stream
+from pyengine._generate import Generation, Progress, Stream, Turn
+from pyengine._messages import Tool
 from pyengine._native import ClosableHandle, call, ffi, lib
-from pyengine._sampler import MAX_SEED, Sampler, Sampling, logprobs
+from pyengine._perplexity import Perplexity, perplexity
+from pyengine._sampler import MAX_SEED, Sampler, Sampling
+from pyengine._self_test import check_template, check_tokenizer
 from pyengine._session import CancelFlag, Logits, Session, token_array
+from pyengine._template import ChatTemplates
 from pyengine._tokenizer import Tokenizer
 
 _ISAS = {
@@ -46,9 +49,6 @@ _RESIDENT_MODES = {
     "on": lib.PE_RESIDENT_ON,
 }
 _KV_NAMES = {number: name for name, number in _KV_TYPES.items()}
-
-# Rows of logits that perplexity holds at a time: 64 rows of a 128k vocabulary are 33 MB.
-_SCORED_ROWS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,23 +95,6 @@ class EngineInfo:
     resident_why: str
 
 
-@dataclass(frozen=True, slots=True)
-class Perplexity:
-    """How well a model predicts a text.
-
-    Attributes:
-        value: exp of the mean negative log-probability per scored token.
-        error: Its standard error, from the spread over tokens.
-        n_tokens: Tokens scored.
-        n_windows: Windows the text was cut into.
-    """
-
-    value: float
-    error: float
-    n_tokens: int
-    n_windows: int
-
-
 class Engine(ClosableHandle):
     """A model bound to its file, with its threads and its KV pages.
 
@@ -141,6 +124,7 @@ class Engine(ClosableHandle):
     Attributes:
         file: The :class:`ModelFile` it runs.
         tokenizer: The file's :class:`Tokenizer`.
+        chat_templates: The file's chat templates, by name.
         n_vocab: Tokens of the vocabulary.
         n_ctx: Positions a session may hold.
         load_seconds: What opening took.
@@ -149,7 +133,9 @@ class Engine(ClosableHandle):
         ModelFileError: The file cannot be opened.
         ModelFormatError: It is not a GGUF model, or a damaged one.
         UnsupportedModelError: It needs something this build lacks, named.
-        TokenizerError: It has no tokenizer, or one that cannot be built.
+        TokenizerError: It has no tokenizer, or one that cannot be built or gives other ids
+            than the file says.
+        ChatTemplateError: The template is not the one that was converted.
         ArgumentError: An option outside its range, named.
         OutOfMemoryError: No memory for the working buffers, or for ``resident="on"``.
     """
@@ -191,6 +177,9 @@ class Engine(ClosableHandle):
             self.n_vocab: int = info.n_vocab
             self.n_ctx: int = info.n_ctx
             self.tokenizer = Tokenizer.from_metadata(self.file.metadata)
+            self.chat_templates = ChatTemplates(self.file.metadata)
+            check_tokenizer(self.file.metadata, self.tokenizer)
+            check_template(self.file.metadata, self.chat_templates)
         except BaseException:
             self.close()
             raise
@@ -318,30 +307,7 @@ class Engine(ClosableHandle):
         Raises:
             ArgumentError: The text is shorter than a window, or the window is impossible.
         """
-        window = integer("window", window, 4, self.n_ctx)
-        begin = self.tokenizer.add_bos and self.tokenizer.bos_id is not None
-        ids = self.tokenize(text, add_special=False)
-        if begin:
-            ids.insert(0, self.tokenizer.bos_id or 0)
-        n_windows = len(ids) // window
-        if n_windows == 0:
-            raise ArgumentError(
-                f"text: expected {window} tokens or more, one window, found {len(ids)}"
-            )
-        scores: list[np.ndarray[Any, Any]] = []
-        with self.session() as session:
-            for i in range(n_windows):
-                part = ids[i * window : (i + 1) * window]
-                if begin:
-                    part[0] = self.tokenizer.bos_id or 0
-                session.rewind(0)
-                scores.extend(_score(session, part, window // 2))
-                if progress is not None:
-                    progress(i + 1, n_windows)
-        losses = -np.concatenate(scores).astype(np.float64)
-        value = math.exp(losses.mean())
-        spread = losses.std(ddof=1) if losses.size > 1 else math.nan
-        return Perplexity(value, value * spread / math.sqrt(losses.size), losses.size, n_windows)
+        return perplexity(self, text, window, progress)
 
     # ---- generation ----
 
@@ -444,15 +410,16 @@ class Engine(ClosableHandle):
             NumericError: The model produced NaN or infinity.
             OutOfMemoryError: Memory or the KV budget is spent.
         """
-        tokens = self._prompt_tokens(prompt, parse_special)
-        if logit_bias is not None:
-            instance("logit_bias", logit_bias, Mapping, "a mapping of token ids to numbers")
-        bias = dict(logit_bias or {})
-        if ignore_eos:
-            bias.update(dict.fromkeys(self.tokenizer.eog_ids, -math.inf))
-        for token in bias:
-            integer("logit_bias", token, 0, self.n_vocab - 1)
-        options = Sampling(
+        running = self._start(
+            self._prompt_tokens(prompt, parse_special),
+            Turn(self.tokenizer.eog_ids),
+            max_tokens=max_tokens,
+            stop=stop,
+            ignore_eos=ignore_eos,
+            seed=seed,
+            logprobs=logprobs,
+            cancel=cancel,
+            progress=progress,
             temperature=temperature,
             top_k=top_k,
             top_p=top_p,
@@ -461,22 +428,150 @@ class Engine(ClosableHandle):
             presence_penalty=presence_penalty,
             frequency_penalty=frequency_penalty,
             penalty_window=penalty_window,
-            logit_bias=bias,
+            logit_bias=logit_bias,
         )
+        if stream:
+            return running
+        for _ in running:
+            pass
+        return running.result
+
+    def _start(
+        self,
+        tokens: list[int],
+        turn: Turn,
+        *,
+        max_tokens: int | None,
+        stop: str | Sequence[str] | None,
+        ignore_eos: bool,
+        seed: int | None,
+        logprobs: int | None,
+        cancel: CancelFlag | None,
+        progress: Progress | None,
+        logit_bias: Mapping[int, float] | None,
+        **sampling: Any,
+    ) -> Stream:
+        if logit_bias is not None:
+            instance("logit_bias", logit_bias, Mapping, "a mapping of token ids to numbers")
+        bias = dict(logit_bias or {})
+        if ignore_eos:
+            bias.update(dict.fromkeys(turn.ends, -math.inf))
+        for token in bias:
+            integer("logit_bias", token, 0, self.n_vocab - 1)
         chosen_seed = (
             secrets.randbelow(2**32) if seed is None else integer("seed", seed, 0, MAX_SEED)
         )
-        running = Stream(
+        return Stream(
             self,
             tokens,
-            Sampler(options, chosen_seed),
+            Sampler(Sampling(logit_bias=bias, **sampling), chosen_seed),
             seed=chosen_seed,
             max_tokens=max_tokens,
             stop=stop,
             n_logprobs=logprobs,
             cancel=cancel,
             progress=progress,
+            turn=turn,
         )
+
+    # ---- chat ----
+
+    @overload
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: Literal[False] = False,
+        **options: Any,
+    ) -> ChatReply: ...
+
+    @overload
+    def chat(
+        self, messages: Sequence[Mapping[str, Any]], *, stream: Literal[True], **options: Any
+    ) -> ChatStream: ...
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        stream: bool = False,
+        tools: Sequence[Tool] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        continue_final_message: bool = False,
+        session: Session | None = None,
+        max_tokens: int | None = None,
+        temperature: float = 0.8,
+        top_k: int = 40,
+        top_p: float = 0.95,
+        min_p: float = 0.05,
+        repeat_penalty: float = 1.0,
+        presence_penalty: float = 0.0,
+        frequency_penalty: float = 0.0,
+        penalty_window: int = 64,
+        logit_bias: Mapping[int, float] | None = None,
+        stop: str | Sequence[str] | None = None,
+        ignore_eos: bool = False,
+        seed: int | None = None,
+        logprobs: int | None = None,
+        cancel: CancelFlag | None = None,
+        progress: Progress | None = None,
+        **variables: Any,
+    ) -> ChatReply | ChatStream:
+        """Answers a conversation, by the model's own chat template.
+
+        Sampling options are those of :meth:`generate`.
+
+        Args:
+            messages: ``{"role": ..., "content": ...}`` each, the newest last.
+            stream: Return a :class:`ChatStream` instead of the whole.
+            tools: Functions that the model may ask for: Python functions with type hints and
+                a docstring, or JSON schemas.
+            documents: For templates of retrieval models.
+            template: Jinja text, or the name of one of the file's templates.
+            continue_final_message: Go on with the last message instead of answering it.
+            session: Compute there: the conversation's beginning that it already holds is
+                not computed again, what it holds beyond that is dropped.
+            max_tokens: Stop after so many; None: at the end of the turn or of the context.
+            variables: Passed to the template, such as ``enable_thinking=False``.
+
+        Raises:
+            ChatTemplateError: There is no template, or it is broken or refuses the messages.
+            ArgumentError: A message, a tool or an option is not as expected, named.
+            ContextFullError: The conversation does not fit; nothing is cut off.
+            As :meth:`generate`.
+        """
+        prepared = prepare(
+            self,
+            messages,
+            tools=tools,
+            documents=documents,
+            template=template,
+            continue_final_message=continue_final_message,
+            session=session,
+            variables=variables,
+        )
+        raw = self._start(
+            self._prompt_tokens(prepared.tokens, False),
+            prepared.turn,
+            max_tokens=max_tokens,
+            stop=prepared.stops(stop),
+            ignore_eos=ignore_eos,
+            seed=seed,
+            logprobs=logprobs,
+            cancel=cancel,
+            progress=progress,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            min_p=min_p,
+            repeat_penalty=repeat_penalty,
+            presence_penalty=presence_penalty,
+            frequency_penalty=frequency_penalty,
+            penalty_window=penalty_window,
+            logit_bias=logit_bias,
+        )
+        running = ChatStream(raw, prepared.parser)
         if stream:
             return running
         for _ in running:
@@ -491,15 +586,6 @@ class Engine(ClosableHandle):
             prompt = tokens
         ids: list[int] = token_array(prompt, self.n_vocab, name="prompt").tolist()
         return ids
-
-
-def _score(session: Session, ids: list[int], n_seen: int) -> Iterator[np.ndarray[Any, Any]]:
-    """Log-probabilities of ids[n_seen + 1:], each given all before it."""
-    session.feed(ids[:n_seen], logits="none")
-    for begin in range(n_seen, len(ids) - 1, _SCORED_ROWS):
-        end = min(begin + _SCORED_ROWS, len(ids) - 1)
-        rows = session.feed(ids[begin:end], logits="all")
-        yield logprobs(rows, np.array(ids[begin + 1 : end + 1], np.uint32))
 
 
 def _positive(name: str, value: int | None, high: int) -> int:

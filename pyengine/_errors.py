@@ -7,7 +7,9 @@
     |-- ModelFormatError(ValueError)         a file breaks its format or contradicts itself
     |-- UnsupportedModelError(ValueError)    a sound file needs a feature this build lacks
     |-- TokenizerError(ValueError)           no tokenizer, or one that does not fit
+    |-- ChatTemplateError(ValueError)        no chat template, or one that is broken or refuses
     |-- ConversionError(ValueError)          a checkpoint cannot become a GGUF file
+    |-- DownloadError(OSError)               a checkpoint cannot be fetched
     |-- ContextFullError(ValueError)         more tokens than the context holds
     |-- OutOfMemoryError(MemoryError)        memory, or the KV budget, is spent
     |-- NumericError(ArithmeticError)        NaN or infinity where a number was expected
@@ -47,8 +49,16 @@ class TokenizerError(PyengineError, ValueError):
     """The file holds no tokenizer, or one that does not fit."""
 
 
+class ChatTemplateError(PyengineError, ValueError):
+    """The file has no chat template, or one that is broken or refuses the messages."""
+
+
 class ConversionError(PyengineError, ValueError):
     """A checkpoint cannot be turned into a GGUF file."""
+
+
+class DownloadError(PyengineError, OSError):
+    """A checkpoint cannot be fetched from the hub."""
 
 
 class ContextFullError(PyengineError, ValueError):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from pyengine._arguments import instance, integer
@@ -109,6 +110,22 @@ class Generation:
     logprobs: list[TokenLogprob] | None
 
 
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What a chat asks of a generation beyond a prompt's.
+
+    Attributes:
+        ends: Tokens that end the text.
+        named: Control tokens that stand in the text by their names.
+        session: Where to compute: what it holds of the prompt's beginning is kept, all else
+            dropped. None: in a session of its own.
+    """
+
+    ends: frozenset[int]
+    named: frozenset[int] = field(default_factory=frozenset)
+    session: Session | None = None
+
+
 class Stream(Handle, Iterator[str]):
     """Text pieces of a running generation, from :meth:`Engine.generate`.
 
@@ -129,6 +146,7 @@ class Stream(Handle, Iterator[str]):
         n_logprobs: int | None,
         cancel: CancelFlag | None,
         progress: Progress | None,
+        turn: Turn | None = None,
     ) -> None:
         if len(prompt) > engine.n_ctx:
             raise ContextFullError(
@@ -152,6 +170,7 @@ class Stream(Handle, Iterator[str]):
             n_logprobs=n_logprobs,
             cancel=cancel if cancel is not None else CancelFlag(),
             progress=progress,
+            turn=turn if turn is not None else Turn(engine.tokenizer.eog_ids),
         )
         # The pieces know the run, not the stream: a stream that is dropped frees its
         # pages at once, with no cycle to collect first.
@@ -201,6 +220,7 @@ class _Run:
         n_logprobs: int | None,
         cancel: CancelFlag,
         progress: Progress | None,
+        turn: Turn,
     ) -> None:
         self.cancel = cancel
         self._engine = engine
@@ -210,6 +230,7 @@ class _Run:
         self._max_tokens = max_tokens
         self._n_logprobs = n_logprobs
         self._progress = progress
+        self._turn = turn
         self._utf8 = Utf8Stream()
         self._matcher = StopMatcher(stops)
         self._text: list[str] = []
@@ -239,7 +260,8 @@ class _Run:
         )
 
     def pieces(self) -> Generator[str, None, None]:
-        with self._engine.session() as session:
+        given = self._turn.session
+        with nullcontext(given) if given is not None else self._engine.session() as session:
             try:
                 yield from self._generate(session)
             except CancelledError:
@@ -256,12 +278,14 @@ class _Run:
             if self.cancel.is_cancelled:
                 raise CancelledError("generation cancelled")
             token = self._sampler.pick(logits[0])
-            if token in self._engine.tokenizer.eog_ids:
+            if token in self._turn.ends:
                 self._finish_reason = "eos"
                 break
             self._sampler.accept(token)
             self._note(token, logits)
-            data = self._engine.tokenizer.token_bytes(token, skip_special=True)
+            data = self._engine.tokenizer.token_bytes(
+                token, skip_special=token not in self._turn.named
+            )
             piece, stopped = self._matcher.feed(self._utf8.feed(data))
             yield from self._emit(piece)
             if stopped:
@@ -287,6 +311,12 @@ class _Run:
 
     def _prefill(self, session: Session) -> Logits:
         total = len(self._prompt)
+        held = session.tokens
+        # The last token is always computed: its logits are not kept.
+        kept = next(
+            (i for i, (a, b) in enumerate(zip(held, self._prompt, strict=False)) if a != b), None
+        )
+        session.rewind(min(len(held) if kept is None else kept, total - 1))
         n_slice = _FIRST_SLICE
         while True:
             part = self._prompt[session.n_tokens : session.n_tokens + n_slice]

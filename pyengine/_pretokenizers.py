@@ -5,8 +5,8 @@ matches become pieces, and so does what lies between them. The expressions are t
 published ``tokenizer.json`` files where they are known, else those that llama.cpp states
 (``src/llama-vocab.cpp``, which also assigns the names); they run on Oniguruma.
 
-Names that need more than such a list (``kimi-k2``, ``afmoe``, ``gemma4``, ``superbpe``,
-``chameleon``) or belong to embedding models with a separator token are left out.
+Names that need more than such a list (``afmoe``, ``superbpe``, ``chameleon``) or belong to
+embedding models with a separator token are left out.
 """
 
 from __future__ import annotations
@@ -74,6 +74,24 @@ _EXAONE_MOE = (
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]?|\s*[\r\n]|\s+(?!\S)|\s+"
 )
 _MINICPM5 = rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}+|{_SYMBOLS}|{_SPACES}"
+_JAIS2_SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in (512, 256, 128, 64, 32, 16, 8, 4))
+_JAIS2 = (
+    rf"{_CONTRACTION}|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}|{_SYMBOLS}"
+    rf"|\s*[\r\n]+|{_JAIS2_SPACES}|\s{{1,2}}(?!\S)|\s{{1}}"
+)
+_UFAKZEKA = rf"[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}|{_SYMBOLS}|{_SPACES}"
+_UPPER_NOT_HAN = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_LOWER_NOT_HAN = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}&&[^\p{Han}]]"
+_KIMI = (
+    rf"[\p{{Han}}]+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_NOT_HAN}*{_LOWER_NOT_HAN}+{_CONTRACTION}?"
+    rf"|[^\r\n\p{{L}}\p{{N}}]?{_UPPER_NOT_HAN}+{_LOWER_NOT_HAN}*{_CONTRACTION}?"
+    rf"|\p{{N}}{{1,3}}|{_SYMBOLS}|{_SPACES}"
+)
+_YOUTU_LETTERS = (
+    "[\uac00-\ud7a3\u3131-\u318e]+|[\uff01\u2026\u201c\u201d\u2018\u2019\u2014\uff1a\uff1b\uff0c"
+    "\u3001-\u303f\ufe30-\ufe4f]+|[\u3105-\u312f]+|[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+"
+)
+_YOUTU = _GPT4O.replace(r"\p{N}{1,3}", r"\p{N}")
 _WORDS = " ?[^(\\s|.,!?\u2026\u3002\uff0c\u3001\u0964\u06d4\u060c)]+"
 
 
@@ -96,7 +114,7 @@ class PreTokenizer:
 _GROUPS: tuple[tuple[str, PreTokenizer], ...] = (
     (
         "gpt-2 phi-2 mpt olmo jais trillion granite-docling exaone4 gigachat mellum a.x-4.0"
-        " jina-es jina-de jina-v2-es jina-v2-de",
+        " modern-bert jina-es jina-de jina-v2-es jina-v2-de",
         PreTokenizer((_GPT2,)),
     ),
     (
@@ -112,6 +130,12 @@ _GROUPS: tuple[tuple[str, PreTokenizer], ...] = (
         "qwen2 deepseek-r1-qwen megrez stablelm2 hunyuan solar-open grok-2 kormo f2llmv2",
         PreTokenizer((_QWEN2,)),
     ),
+    ("glm5", PreTokenizer((_LLAMA3,), ignore_merges=True)),
+    ("jais-2", PreTokenizer((_JAIS2,))),
+    ("ufakzeka", PreTokenizer((_UFAKZEKA,))),
+    ("kimi-k2", PreTokenizer((_KIMI,))),
+    ("youtu", PreTokenizer((_YOUTU_LETTERS, _YOUTU), ignore_merges=True)),
+    ("laguna", PreTokenizer((r"[^\n]+|[\n]+", _QWEN2))),
     ("qwen35", PreTokenizer((_QWEN35,))),
     ("gpt-4o llama4 kanana2 minimax-m2 talkie", PreTokenizer((_GPT4O,))),
     ("tekken", PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True)),

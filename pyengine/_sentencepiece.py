@@ -1,4 +1,7 @@
-"""SentencePiece BPE (``tokenizer.ggml.model`` = "llama") on the ``sentencepiece`` library."""
+"""SentencePiece vocabularies on the ``sentencepiece`` library.
+
+BPE is ``tokenizer.ggml.model`` = "llama", unigram "t5".
+"""
 
 from __future__ import annotations
 
@@ -11,12 +14,27 @@ from sentencepiece import SentencePieceProcessor
 from pyengine._errors import TokenizerError
 from pyengine._vocabulary import BYTE, CONTROL, KEY, UNKNOWN, USER_DEFINED, Metadata, byte_value
 
+_UNIGRAM, _BPE = 1, 2
 
-class SentencePieceBpe:
-    """SentencePiece BPE, loaded from a model file that is written here from the metadata."""
+
+class SentencePiece:
+    """A SentencePiece model, loaded from a model file that is written here from the metadata.
+
+    Args:
+        metadata: The file's keys.
+        texts: The vocabulary.
+        types: Its types.
+        unigram: Cut words by likelihood, after the normalization that the file carries; else
+            merge pieces by score, and take text as it is.
+    """
 
     def __init__(
-        self, metadata: Metadata, texts: Sequence[str | None], types: Sequence[int]
+        self,
+        metadata: Metadata,
+        texts: Sequence[str | None],
+        types: Sequence[int],
+        *,
+        unigram: bool = False,
     ) -> None:
         scores = metadata.scores(len(texts))
         unknown = metadata.token_id("unknown_token_id", len(texts))
@@ -51,10 +69,22 @@ class SentencePieceBpe:
         if unknown is None:
             pieces.append(_piece("<pyengine:unknown>", 0.0, UNKNOWN))
         model = b"".join(_field(1, piece) for piece in pieces)
-        # TrainerSpec: model_type = BPE, byte_fallback.
-        model += _field(2, _field(3, 2) + _field(35, int(bool(byte_values))))
-        # NormalizerSpec: name, add_dummy_prefix, remove_extra_whitespaces, escape_whitespaces.
-        model += _field(3, _field(1, b"identity") + _field(3, 0) + _field(4, 0) + _field(5, 1))
+        # TrainerSpec: model_type, byte_fallback.
+        model_type = _UNIGRAM if unigram else _BPE
+        model += _field(2, _field(3, model_type) + _field(35, int(bool(byte_values))))
+        # NormalizerSpec: name, precompiled_charsmap, add_dummy_prefix, remove_extra_whitespaces,
+        # escape_whitespaces.
+        rules = metadata.octets("precompiled_charsmap") if unigram else b""
+        prefix = unigram and metadata.flag("add_space_prefix", default=False)
+        squeeze = unigram and metadata.flag("remove_extra_whitespaces", default=False)
+        model += _field(
+            3,
+            _field(1, b"identity")
+            + (_field(2, rules) if rules else b"")
+            + _field(3, int(prefix))
+            + _field(4, int(squeeze))
+            + _field(5, 1),
+        )
         self._processor: Any = SentencePieceProcessor()
         try:
             self._processor.LoadFromSerializedProto(model)

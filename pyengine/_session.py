@@ -54,6 +54,7 @@ class Session(ClosableHandle):
     def __init__(self, engine: Engine, handle: Any) -> None:
         self._engine = engine
         self._handle = ffi.gc(handle, lib.pe_session_free)
+        self._tokens: list[int] = []
 
     def close(self) -> None:
         """Gives the session's pages back; closing twice is allowed."""
@@ -63,6 +64,11 @@ class Session(ClosableHandle):
             if self._handle is not None:
                 ffi.release(self._handle)
                 self._handle = None
+
+    def check_engine(self, engine: Engine) -> None:
+        """Refuses a session of another engine, for this package's own use."""
+        if self._engine is not engine:
+            raise ArgumentError("session: expected one of this engine, found another engine's")
 
     def _open_handle(self) -> Any:
         if self._handle is None:
@@ -74,6 +80,12 @@ class Session(ClosableHandle):
         """Tokens held."""
         with self._engine.lock:
             return int(lib.pe_session_n_tokens(self._open_handle()))
+
+    @property
+    def tokens(self) -> list[int]:
+        """The ids held, in order; a copy."""
+        with self._engine.lock:
+            return list(self._tokens)
 
     def feed(
         self,
@@ -113,6 +125,7 @@ class Session(ClosableHandle):
         with self._engine.lock:
             feed.session = self._open_handle()
             call(lib.pe_engine_forward, self._engine.handle, feed, 1, flag)
+            self._tokens.extend(ids.tolist())
         return out
 
     def fork(self) -> Session:
@@ -120,7 +133,9 @@ class Session(ClosableHandle):
         out = ffi.new("pe_session **")
         with self._engine.lock:
             call(lib.pe_session_fork, out, self._open_handle())
-            return self._engine.adopt(Session(self._engine, out[0]))
+            other = self._engine.adopt(Session(self._engine, out[0]))
+            other._tokens = list(self._tokens)
+            return other
 
     def rewind(self, n_tokens: int) -> None:
         """Drops everything behind the first n_tokens.
@@ -131,7 +146,9 @@ class Session(ClosableHandle):
         with self._engine.lock:
             handle = self._open_handle()
             held = int(lib.pe_session_n_tokens(handle))
-            call(lib.pe_session_rewind, handle, integer("n_tokens", n_tokens, 0, held))
+            n_tokens = integer("n_tokens", n_tokens, 0, held)
+            call(lib.pe_session_rewind, handle, n_tokens)
+            del self._tokens[n_tokens:]
 
 
 def feed_together(engine: Engine, sessions: Sequence[Session], token: int) -> Logits:
@@ -150,6 +167,8 @@ def feed_together(engine: Engine, sessions: Sequence[Session], token: int) -> Lo
             feeds[i].n_tokens = feeds[i].n_logits = 1
             feeds[i].logits = ffi.cast("float *", out[i].ctypes.data)
         call(lib.pe_engine_forward, engine.handle, feeds, len(sessions), ffi.NULL)
+        for session in sessions:
+            session._tokens.append(token)
     return out
 
 

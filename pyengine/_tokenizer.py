@@ -1,9 +1,10 @@
 """Text to token ids and back, from the tokenizer that a GGUF file carries.
 
 The algorithms are those of the libraries that the models were trained with: ``tokenizers`` for
-byte-level BPE (``tokenizer.ggml.model`` = "gpt2") and ``sentencepiece`` for SentencePiece BPE
-("llama"). What is done here is to rebuild their models from the metadata, and to find special
-tokens in the text, which neither library does the way that GGUF's token types ask for.
+byte-level BPE (``tokenizer.ggml.model`` = "gpt2"), Gemma's BPE ("gemma4") and WordPiece ("bert"),
+``sentencepiece`` for SentencePiece BPE ("llama") and unigram ("t5"). What is done here is to
+rebuild their models from the metadata, and to find special tokens in the text, which neither
+library does the way that GGUF's token types ask for.
 """
 
 from __future__ import annotations
@@ -15,20 +16,38 @@ from typing import Any, Protocol
 from pyengine._arguments import integer
 from pyengine._byte_bpe import ByteLevelBpe, pre_tokenizer_rule
 from pyengine._errors import ArgumentError, TokenizerError
-from pyengine._sentencepiece import SentencePieceBpe
+from pyengine._gemma_bpe import GemmaBpe
+from pyengine._sentencepiece import SentencePiece
 from pyengine._vocabulary import (
     BYTE,
     CONTROL,
     KEY,
     UNKNOWN,
     USER_DEFINED,
+    WHITESPACE,
     Metadata,
     byte_value,
     decodable,
 )
+from pyengine._word_piece import WordPiece
+
+_KINDS = {
+    "gpt2": "byte-level BPE",
+    "llama": "SentencePiece BPE",
+    "gemma4": "BPE with byte fallback",
+    "bert": "WordPiece",
+    "t5": "SentencePiece unigram",
+}
+
+# The ids that vocabularies of a kind have had from before there were keys for them.
+_DEFAULT_IDS = {
+    "llama": {"bos": 1, "eos": 2},
+    "bert": {"bos": 101, "seperator": 102},
+    "t5": {"eos": 1},
+}
 
 # Names of tokens that end a turn or a text, for files that give no id for them.
-_END_NAMES = frozenset(
+END_NAMES = frozenset(
     {
         "</s>",
         "<EOT>",
@@ -46,6 +65,12 @@ _END_NAMES = frozenset(
         "<\uff5cend\u2581of\u2581sentence\uff5c>",
         "[EOS]",
         "[EOT]",
+        "<turn|>",
+        "<|tool_response>",
+        "_<EOT>",
+        "<|flush|>",
+        "<|calls|>",
+        "[e~[",
     }
 )
 
@@ -66,26 +91,40 @@ class Tokenizer:
         """Builds the tokenizer; see ``from_metadata``."""
         meta = Metadata(metadata)
         self._kind = meta.text("model")
-        if self._kind not in ("gpt2", "llama"):
-            raise TokenizerError(
-                f"{KEY}model: expected 'gpt2' (byte-level BPE) or 'llama' (SentencePiece BPE), "
-                f"found {self._kind!r}"
-            )
+        if self._kind not in _KINDS:
+            known = ", ".join(f"{kind!r} ({name})" for kind, name in _KINDS.items())
+            raise TokenizerError(f"{KEY}model: expected one of {known}, found {self._kind!r}")
         self._raw = meta.strings("tokens")
         if not self._raw:
             raise TokenizerError(f"{KEY}tokens: expected at least one token, found none")
-        self._types = meta.types(len(self._raw), required=self._kind == "llama")
+        byte_level = self._kind == "gpt2"
+        self._types = meta.types(len(self._raw), required=not byte_level)
         self._pre = meta.text("pre", "default")
         texts = decodable(self._raw)
         self._model: _Model
+        add_bos, self._space_prefix = self._kind != "t5", False
         if self._kind == "gpt2":
             rule = pre_tokenizer_rule(self._pre)
             self._model = ByteLevelBpe(meta, texts, self._types, rule)
-            add_bos, self._space_prefix = rule.add_bos, False
+            add_bos = rule.add_bos
+        elif self._kind == "gemma4":
+            self._model = GemmaBpe(meta, texts, self._types)
+        elif self._kind == "bert":
+            self._model = WordPiece(meta, texts, self._types)
         else:
-            self._model = SentencePieceBpe(meta, texts, self._types)
-            add_bos, self._space_prefix = True, meta.flag("add_space_prefix", default=True)
+            self._model = SentencePiece(meta, texts, self._types, unigram=self._kind == "t5")
+            self._space_prefix = self._kind == "llama" and meta.flag(
+                "add_space_prefix", default=True
+            )
+        # What decode takes away before text: the prefix, or what the model put there itself.
+        self._leading_space = (
+            self._space_prefix
+            or self._kind == "bert"
+            or (self._kind == "t5" and meta.flag("add_space_prefix", default=False))
+        )
         self._set_special_ids(meta, texts, add_bos=add_bos)
+        self._metaspace = meta.metaspace()
+        self._left, self._right = meta.stripping(texts, self._types)
         self._user_defined = self._special_tokens(texts, {USER_DEFINED})
         self._all_special = self._special_tokens(texts, {USER_DEFINED, CONTROL})
 
@@ -110,12 +149,12 @@ class Tokenizer:
 
     @property
     def kind(self) -> str:
-        """``tokenizer.ggml.model``: "gpt2" or "llama"."""
+        """``tokenizer.ggml.model``: "gpt2", "llama", "gemma4", "bert" or "t5"."""
         return self._kind
 
     @property
     def pre(self) -> str:
-        """Name of the pre-tokenizer rule; without effect in a "llama" tokenizer."""
+        """Name of the pre-tokenizer rule; of effect only in a "gpt2" tokenizer."""
         return self._pre
 
     @property
@@ -147,6 +186,19 @@ class Tokenizer:
     def add_eos(self) -> bool:
         """Whether ``encode`` ends with EOS."""
         return self._add_eos
+
+    @property
+    def special_tokens(self) -> dict[str, str]:
+        """Texts of the special tokens that the file names, as chat templates call them."""
+        return {
+            f"{name}_token": self._raw[token].decode("utf-8", "replace")
+            for name, token in self._named_ids.items()
+            if token is not None
+        }
+
+    def special_id(self, text: str) -> int | None:
+        """The control or user-defined token that is written so, or None."""
+        return self._all_special[1].get(text)
 
     def is_control(self, token: int) -> bool:
         """Whether a token is a control token (type 3), which stands for no text.
@@ -183,21 +235,27 @@ class Tokenizer:
             raise ArgumentError(
                 f"text: expected Unicode text, found a lone surrogate at index {error.start}"
             ) from None
-        prefix = " " if self._space_prefix else ""
         pattern, special_ids = self._all_special if parse_special else self._user_defined
         ids: list[int] = []
         if add_special and self._add_bos and self._bos_id is not None:
             ids.append(self._bos_id)
         begin = 0
         for match in pattern.finditer(text) if pattern else ():
-            if begin < match.start():
-                ids += self._model.encode(prefix + text[begin : match.start()])
-            ids.append(special_ids[match.group()])
+            token = special_ids[match.group()]
+            before = text[begin : match.start()]
+            before = before.rstrip(WHITESPACE) if token in self._left else before
+            if before:
+                ids += self._model.encode(self._prefixed(before, first=begin == 0))
+            ids.append(token)
             begin = match.end()
+            if token in self._right:
+                begin = len(text) - len(text[begin:].lstrip(WHITESPACE))
         if begin < len(text):
-            ids += self._model.encode(prefix + text[begin:])
+            ids += self._model.encode(self._prefixed(text[begin:], first=begin == 0))
         if add_special and self._add_eos and self._eos_id is not None:
             ids.append(self._eos_id)
+        if add_special and self._separator is not None:
+            ids.append(self._separator)
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = False) -> str:
@@ -218,13 +276,13 @@ class Tokenizer:
             ArgumentError: An id is outside the vocabulary.
         """
         parts: list[bytes] = []
-        strip = self._space_prefix
+        strip = self._leading_space
         for token in ids:
             piece = self.token_bytes(token, skip_special=skip_special)
             special = self._types[token] in (CONTROL, USER_DEFINED)
             if strip and not special:
                 piece = piece.removeprefix(b" ")
-            strip = self._space_prefix and special
+            strip = self._leading_space and special and self._metaspace != "first"
             parts.append(piece)
         return b"".join(parts).decode("utf-8", "replace")
 
@@ -252,6 +310,16 @@ class Tokenizer:
             return bytes([value])
         return self._model.token_bytes(raw)
 
+    def _prefixed(self, text: str, *, first: bool) -> str:
+        """The text with the space that the vocabulary wants before it."""
+        if not self._space_prefix:
+            return text
+        if self._metaspace is not None and (
+            text[0] in " \u2581" or (self._metaspace == "first" and not first)
+        ):
+            return text
+        return " " + text
+
     def _checked(self, token: int) -> int:
         return integer("token id", token, 0, len(self._raw) - 1)
 
@@ -261,16 +329,38 @@ class Tokenizer:
         n_vocab = len(self._raw)
         ids = {
             name: meta.token_id(f"{name}_token_id", n_vocab)
-            for name in ("bos", "eos", "eot", "eom", "padding")
+            for name in (
+                "bos",
+                "eos",
+                "eot",
+                "eom",
+                "padding",
+                "unknown",
+                "seperator",
+                "cls",
+                "mask",
+            )
         }
-        if self._kind == "llama":
-            # SentencePiece's own default ids, which files from before the keys existed rely on.
-            for name, default in (("bos", 1), ("eos", 2)):
-                if ids[name] is None and self._types[default : default + 1] == [CONTROL]:
-                    ids[name] = default
+        for name, default in _DEFAULT_IDS.get(self._kind, {}).items():
+            if ids[name] is None and self._types[default : default + 1] == [CONTROL]:
+                ids[name] = default
         self._bos_id, self._eos_id = ids["bos"], ids["eos"]
+        self._named_ids = {
+            "bos": ids["bos"],
+            "eos": ids["eos"],
+            "unk": ids["unknown"],
+            "sep": ids["seperator"],  # GGUF's spelling
+            "pad": ids["padding"],
+            "cls": ids["cls"],
+            "mask": ids["mask"],
+        }
         self._add_bos = meta.flag("add_bos_token", default=add_bos and ids["bos"] is not None)
-        self._add_eos = meta.flag("add_eos_token", default=False)
+        if self._kind == "gemma4" and ids["bos"] is not None:
+            self._add_bos = True  # the first files said otherwise by mistake
+        unigram = self._kind == "t5" and ids["eos"] is not None
+        self._add_eos = meta.flag("add_eos_token", default=unigram)
+        adds_separator = meta.flag("add_sep_token", default=self._kind == "bert")
+        self._separator = ids["seperator"] if adds_separator else None
         for name, adds in (("bos", self._add_bos), ("eos", self._add_eos)):
             if adds and ids[name] is None:
                 raise TokenizerError(
@@ -280,7 +370,9 @@ class Tokenizer:
         named = {
             text: token
             for token, text in enumerate(texts)
-            if text in _END_NAMES and self._types[token] == CONTROL
+            if text in END_NAMES
+            # Vocabularies that have been extended may have "</s>" as a word.
+            and self._types[token] in ({CONTROL} if text == "</s>" else {CONTROL, USER_DEFINED})
         }
         # In the Harmony format <|end|> only ends one message of a turn.
         if {"<|return|>", "<|call|>"} <= named.keys():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from pyengine._errors import TokenizerError
@@ -14,6 +14,18 @@ KEY = "tokenizer.ggml."
 # Token types, as GGUF numbers them.
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 
+
+# What Unicode calls white space.
+WHITESPACE = "\t\n\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(
+    map(chr, range(0x2000, 0x200B))
+)
+
+# Tokens that take the white space before or after them along, which GGUF has no keys for.
+LEFT_KEY, RIGHT_KEY = "pyengine.tokenizer.lstrip_ids", "pyengine.tokenizer.rstrip_ids"
+
+# How the original puts a space before text, where that is not before all text between special
+# tokens: "first", at the very beginning alone, or "always"; neither before one that is there.
+METASPACE_KEY = "pyengine.tokenizer.metaspace"
 
 _LARGEST_SCORE = 3.4028234e38
 
@@ -73,6 +85,15 @@ class Metadata:
                 )
         return result
 
+    def octets(self, name: str) -> bytes:
+        """An array of bytes, signed or not; empty if there is none."""
+        if self._values.get(KEY + name) is None:
+            return b""
+        values = self._array(name)
+        if not all(isinstance(value, int) and -128 <= value < 256 for value in values):
+            raise TokenizerError(f"{KEY}{name}: expected an array of bytes, found other values")
+        return bytes(value % 256 for value in values)
+
     def types(self, n_vocab: int, *, required: bool) -> list[int]:
         # A byte-level file can do without: then no token is special.
         if not required and self._values.get(KEY + "token_type") is None:
@@ -84,6 +105,41 @@ class Metadata:
                     f"{KEY}token_type[{index}]: expected types 1 to 6, found {value!r}"
                 )
         return values
+
+    def metaspace(self) -> str | None:
+        """``"first"``, ``"always"``, or None for the plain prefix."""
+        value = self._values.get(METASPACE_KEY)
+        if value not in (None, "first", "always"):
+            raise TokenizerError(f"{METASPACE_KEY}: expected first or always, found {value!r:.60}")
+        return value
+
+    def stripping(
+        self, texts: Sequence[str | None], types: Sequence[int]
+    ) -> tuple[frozenset[int], frozenset[int]]:
+        """Tokens that take white space before them along, and those that take it after them.
+
+        Our converter writes them down. Phi 3's files of others are known by their name, as
+        llama.cpp knows them.
+        """
+        left, right = (self._ids(key, len(texts)) for key in (LEFT_KEY, RIGHT_KEY))
+        name = self._values.get("general.name")
+        if isinstance(name, str) and re.search("phi-?3", name.lower()):
+            kept = {"<unk>", "<s>", "<|endoftext|>"}
+            right |= {
+                token
+                for token, text in enumerate(texts)
+                if (types[token] in (CONTROL, USER_DEFINED) and text not in kept) or text == "</s>"
+            }
+        return left, right
+
+    def _ids(self, key: str, n_vocab: int) -> frozenset[int]:
+        value: Any = self._values.get(key, ())
+        ids = value.tolist() if hasattr(value, "tolist") else value
+        if not isinstance(ids, list | tuple) or not all(
+            isinstance(token, int) and 0 <= token < n_vocab for token in ids
+        ):
+            raise TokenizerError(f"{key}: expected ids below {n_vocab}, found {value!r:.60}")
+        return frozenset(ids)
 
     def scores(self, n_vocab: int) -> list[float]:
         values = self._array("scores", n_vocab)

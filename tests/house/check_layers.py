@@ -23,20 +23,23 @@ C_LAYERS: dict[str, set[str]] = {
 
 # Python modules of pyengine from the bottom up; one imports only from lines above it.
 PY_LAYERS: list[set[str]] = [
-    {"_errors", "_ffi", "_bundled", "_pretokenizers", "_text", "_vocabulary"},
-    {"_arguments", "_native", "_byte_bpe", "_sentencepiece"},
-    {"_file", "_quant", "_sampler", "_tokenizer"},
+    {"_errors", "_ffi", "_bundled", "_pretokenizers", "_sandbox", "_text", "_vocabulary"},
+    {"_arguments", "_native", "_byte_bpe", "_sentencepiece", "_template", "_word_piece"},
+    {"_gemma_bpe"},
+    {"_file", "_messages", "_quant", "_reply", "_sampler", "_tokenizer"},
+    {"_self_test"},
     {"_session"},
-    {"_generate"},
+    {"_generate", "_perplexity"},
+    {"_chat"},
     {"_engine", "_inspect"},
     {"__init__"},
-    {"_bench"},
+    {"_bench", "_cli_chat"},
     {"_cli"},
     {"__main__"},
 ]
 
 # Modules of pyengine that the converters use.
-CONVERTERS_MAY = {"", "_errors", "_pretokenizers"}
+CONVERTERS_MAY = {"", "_errors", "_pretokenizers", "_self_test", "_vocabulary"}
 
 
 def c_violations() -> list[str]:

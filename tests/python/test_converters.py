@@ -868,6 +868,38 @@ def test_sentencepiece_scores_from_json(make: Maker, spm: Path) -> None:
     assert converted_fields(make(tokenizer=metaspace, name="never"))["add_space_prefix"] is False
 
 
+@pytest.mark.parametrize("scheme", ["first", "always"])
+@pytest.mark.parametrize("both", [False, True])
+def test_spaces_before_text_are_those_of_metaspace(
+    make: Maker, spm: Path, tmp_path: Path, scheme: str, both: bool
+) -> None:
+    described = json_of(spm) | {
+        "version": "1.0",
+        "normalizer": None,
+        "post_processor": None,
+        "pre_tokenizer": {
+            "type": "Metaspace",
+            "replacement": "\u2581",
+            "prepend_scheme": scheme,
+            "split": False,
+        },
+    }
+    plain = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    described["added_tokens"] = [plain | token for token in described["added_tokens"]]
+    folder = make({"bos_token_id": 1}, tokenizer=described)
+    if both:
+        shutil.copy(spm, folder / "tokenizer.model")
+    out = tmp_path / "out.gguf"
+    converters.convert(folder, out, dtype="f32")
+    fields, _ = read(out)
+    assert len(fields["pyengine.selftest.texts"]) > 30
+    ours = pyengine.Tokenizer.from_metadata(fields)
+    original = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    for text in ("the old", " the old", "[INST] the", "[INST]the old<tool>the", "the[INST]  old "):
+        found = ours.encode(text, add_special=False, parse_special=True)
+        assert found == original.encode(text, add_special_tokens=False).ids, text
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -1099,7 +1131,9 @@ def test_the_bundled_model_is_what_the_converter_writes(tmp_path: Path) -> None:
     if not root:
         pytest.skip("PYENGINE_FIXTURES is not set")
     out = tmp_path / "bundled.gguf"
-    converters.convert(Path(root) / "models" / "stories-29m", out, dtype="q4_0", name="stories-29m")
+    # It is older than the self-test.
+    folder = Path(root) / "models" / "stories-29m"
+    converters.convert(folder, out, dtype="q4_0", name="stories-29m", self_test=False)
     assert out.read_bytes() == pyengine.bundled_model().read_bytes()
 
 

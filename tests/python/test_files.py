@@ -724,9 +724,11 @@ def test_every_status_of_the_core_has_an_exception() -> None:
 TREE: dict[str, type[Exception]] = {
     "ArgumentError": ValueError,
     "CancelledError": RuntimeError,
+    "ChatTemplateError": ValueError,
     "ClosedError": ValueError,
     "ContextFullError": ValueError,
     "ConversionError": ValueError,
+    "DownloadError": OSError,
     "ModelFileError": OSError,
     "ModelFormatError": ValueError,
     "NumericError": ArithmeticError,
