@@ -102,7 +102,7 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
         n_threads = PE_MIN(cores.n_threads, MAX_THREADS);
     }
     PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx),
-                           n_threads, err));
+                           engine->n_ctx, n_threads, err));
     return pe_pool_new(&engine->ops.pool, n_threads, err);
 }
 

@@ -439,6 +439,44 @@ pe_status pe_meta_get_f32(float *out, const pe_meta *meta, pe_error *err) {
     return PE_OK;
 }
 
+pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err) {
+    uint8_t byte;
+    if (meta->type != PE_META_BOOL) {
+        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected true or false, found %s",
+                       PE_QUOTE(meta->key, meta->key_bytes), type_name(meta->type));
+    }
+    memcpy(&byte, meta->data, sizeof byte);
+    *out = byte != 0;
+    return PE_OK;
+}
+
+pe_status pe_meta_get_flag_at(bool *out, const pe_meta *meta, uint64_t index, pe_error *err) {
+    const bool is_array = meta->type == PE_META_ARRAY;
+    if (!is_array || index >= meta->n_items) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%.*s: expected an array of more than %" PRIu64 " flags, found %s%s",
+                       PE_QUOTE(meta->key, meta->key_bytes), index,
+                       is_array ? "a shorter array of " : "", type_name(meta->item_type));
+    }
+    const uint64_t item_bytes = meta->n_bytes / meta->n_items;
+    pe_meta item = *meta;
+    item.type = meta->item_type;
+    item.data = (const uint8_t *)meta->data + index * item_bytes;
+    item.n_bytes = item_bytes;
+    uint8_t byte;
+    int64_t integer;
+    if (item.type == PE_META_BOOL) {
+        memcpy(&byte, item.data, sizeof byte);
+        *out = byte != 0;
+    } else if (as_i64(&integer, &item)) {
+        *out = integer != 0;
+    } else {
+        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected an array of flags, found one of %s",
+                       PE_QUOTE(meta->key, meta->key_bytes), type_name(meta->item_type));
+    }
+    return PE_OK;
+}
+
 bool pe_meta_is_string(const pe_meta *meta, const char *text) {
     const size_t n = strlen(text);
     return meta->type == PE_META_STRING && meta->n_bytes == n && memcmp(meta->data, text, n) == 0;
