@@ -8,11 +8,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from converters import _encode
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
-from converters._llama import ROPE_FACTORS, LlamaMapping, Mapped, pair_rows
+from converters._mapping import Mapped, ModelMapping, pair_rows
 from converters._source import Array
 from converters._summary import Fallback, Summary
 from converters._tokenizer_fields import tokenizer_fields
@@ -91,11 +93,11 @@ def _convert(
     progress: Callable[[int, int, str], None] | None,
     overwrite: bool,
 ) -> Summary:
-    mapping = LlamaMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
+    mapping = ModelMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
     planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
     tokenizer, notes = tokenizer_fields(checkpoint.folder, checkpoint.config, mapping.shape.vocab)
     fields = [
-        Field("general.architecture", "str", "llama"),
+        Field("general.architecture", "str", mapping.family.architecture),
         Field("general.type", "str", "model"),
         Field("general.name", "str", checkpoint.name if name is None else name),
         *mapping.fields(),
@@ -128,7 +130,7 @@ def _choose_types(
     fallbacks: list[Fallback] = []
     for item in mapped:
         wanted = kind
-        if len(item.shape) == 1 or item.target == ROPE_FACTORS:
+        if len(item.shape) == 1:
             wanted = _encode.F32
         elif kind.quantized and not pure and item.target in _KEPT_AT_8_BITS:
             wanted = _encode.Q8_0
@@ -157,4 +159,6 @@ def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
         piece = checkpoint.read_rows(mapped.source, first, min(first + step, rows))
         if mapped.head_rows:
             piece = pair_rows(piece, mapped.head_rows)
+        if mapped.shift:
+            piece += np.float32(mapped.shift)
         yield _encode.encode(piece, kind, where)

@@ -522,9 +522,9 @@ MODELS: dict[str, tuple[Spoil, type[PyengineError], str]] = {
         "expected a dense model, found a mixture of 8 experts",
     ),
     "rope scaling": (
-        changed(llama__rope__scaling__type="yarn"),
+        changed(llama__rope__scaling__type="ntk"),
         UnsupportedModelError,
-        'rope.scaling.type: expected none or linear, found "yarn"',
+        'rope.scaling.type: expected none, linear, yarn or longrope, found "ntk"',
     ),
     "rope factor of 0": (
         lambda model: model.tensors.update({"rope_freqs.weight": np.zeros(8, np.float32)}),
