@@ -43,6 +43,9 @@ def test_tiny_logits_equal_at_every_position(tiny: Tiny, name: str) -> None:
     with Engine(path) as engine:
         assert engine.tokenize(checkpoints.TEXT, add_special=False)[:200] == tokens
         np.testing.assert_allclose(engine.logits(tokens), expected, rtol=0, atol=1e-4)
+        session = engine.session()
+        one_by_one = [session.feed([token])[0] for token in tokens]
+        np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-4)
 
 
 def test_trained_logits_equal_at_every_position(
