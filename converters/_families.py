@@ -27,6 +27,13 @@ class Rule:
         heads: Whether the rows are those of heads that are rotated.
         bias: The config flag that says whether a bias stands beside the weight, or a constant.
         shift: What is added to the values.
+        suffix: What follows the checkpoint's name.
+        target_suffix: What follows GGUF's.
+        experts: "each" where every expert has a tensor of its own, "{1}" in `source` standing
+            for it; "stacked" where one tensor has all of them; "" for other weights.
+        cut: Which part of the stored rows it is: [0] out of [1].
+        alternates: Whether the parts' rows alternate, instead of following each other.
+        transposed: Whether rows and columns are stored the other way round.
     """
 
     source: str
@@ -35,6 +42,12 @@ class Rule:
     heads: bool = False
     bias: str = NO_BIAS
     shift: float = 0.0
+    suffix: str = ".weight"
+    target_suffix: str = ".weight"
+    experts: Literal["", "each", "stacked"] = ""
+    cut: tuple[int, int] = (0, 1)
+    alternates: bool = False
+    transposed: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,13 +57,13 @@ class Extra:
     Attributes:
         source: config.json's key.
         target: GGUF's, behind the architecture's name.
-        kind: Its type there.
+        kind: Its type there. A bool is written where it is false.
         required: Whether it is written where the config has null: then as 0.
     """
 
     source: str
     target: str
-    kind: Literal["f32", "u32"] = "f32"
+    kind: Literal["f32", "u32", "bool"] = "f32"
     required: bool = False
 
 
@@ -128,10 +141,101 @@ _OLMO = (
     *_feed_forward(),
 )
 
+_GATE, _UP, _DOWN = ("ffn_gate_exps", "ffn_up_exps", "ffn_down_exps")
+_INNER = ("experts", "expert_width", "width")
+_OUTER = ("experts", "width", "expert_width")
+
+
+def _experts(router: str, each: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+    """Experts that have tensors of their own."""
+    at = "model.layers.{0}."
+    return (
+        *_rules((router, "ffn_gate_inp", ("experts", "width"))),
+        Rule(f"{at}{each}.{{1}}.{gate}", f"blk.{{}}.{_GATE}", _INNER, experts="each"),
+        Rule(f"{at}{each}.{{1}}.{up}", f"blk.{{}}.{_UP}", _INNER, experts="each"),
+        Rule(f"{at}{each}.{{1}}.{down}", f"blk.{{}}.{_DOWN}", _OUTER, experts="each"),
+    )
+
+
+def _granite_experts() -> tuple[Rule, ...]:
+    at = "model.layers.{}.block_sparse_moe."
+    return (
+        *_rules(("block_sparse_moe.router.layer", "ffn_gate_inp", ("experts", "width"))),
+        Rule(at + "input_linear", f"blk.{{}}.{_GATE}", _INNER, experts="stacked", cut=(0, 2)),
+        Rule(at + "input_linear", f"blk.{{}}.{_UP}", _INNER, experts="stacked", cut=(1, 2)),
+        Rule(at + "output_linear", f"blk.{{}}.{_DOWN}", _OUTER, experts="stacked"),
+    )
+
+
+def _granite_shared() -> tuple[Rule, ...]:
+    at, inner = "model.layers.{}.shared_mlp.", ("shared_width", "width")
+    return (
+        Rule(at + "input_linear", "blk.{}.ffn_gate_shexp", inner, cut=(0, 2)),
+        Rule(at + "input_linear", "blk.{}.ffn_up_shexp", inner, cut=(1, 2)),
+        Rule(at + "output_linear", "blk.{}.ffn_down_shexp", ("width", "shared_width")),
+    )
+
+
+def _gpt_oss_layer() -> tuple[Rule, ...]:
+    at = "model.layers.{}.mlp.experts."
+
+    def weight(source: str, target: str, shape: tuple[str, ...], cut: tuple[int, int]) -> Rule:
+        return Rule(
+            at + source,
+            f"blk.{{}}.{target}",
+            shape,
+            suffix="",
+            experts="stacked",
+            cut=cut,
+            alternates=True,
+            transposed=True,
+        )
+
+    def bias(source: str, target: str, width: str, cut: tuple[int, int]) -> Rule:
+        return Rule(
+            at + source,
+            f"blk.{{}}.{target}",
+            ("experts", width),
+            suffix="_bias",
+            target_suffix=".bias",
+            experts="stacked",
+            cut=cut,
+            alternates=True,
+        )
+
+    return (
+        _norm("input_layernorm", "attn_norm"),
+        _norm("post_attention_layernorm", "post_attention_norm"),
+        *_attention(_ATTENTION, _ATTENTION),
+        Rule("model.layers.{}.self_attn.sinks", "blk.{}.attn_sinks", ("heads",), suffix=""),
+        *_rules(("mlp.router", "ffn_gate_inp", ("experts", "width"), False, ALWAYS)),
+        weight("gate_up_proj", _GATE, _INNER, (0, 2)),
+        weight("gate_up_proj", _UP, _INNER, (1, 2)),
+        weight("down_proj", _DOWN, _OUTER, (0, 1)),
+        bias("gate_up_proj", _GATE, "expert_width", (0, 2)),
+        bias("gate_up_proj", _UP, "expert_width", (1, 2)),
+        bias("down_proj", _DOWN, "width", (0, 1)),
+    )
+
+
+_SCALES = (
+    Extra("attention_multiplier", "attention.scale"),
+    Extra("embedding_multiplier", "embedding_scale"),
+    Extra("residual_multiplier", "residual_scale"),
+    Extra("logits_scaling", "logit_scale"),
+)
+_GRANITE_DEFAULTS: dict[str, object] = {
+    "embedding_multiplier": 1.0,
+    "residual_multiplier": 1.0,
+    "attention_multiplier": 1.0,
+    "logits_scaling": 1.0,
+}
+_GRANITE_MOE_DEFAULTS = {**_GRANITE_DEFAULTS, "num_local_experts": 8, "num_experts_per_tok": 2}
+
 # Which layers attend to a window, where config.json has no layer_types: none; all, if it has a
-# sliding_window; all but the last of each period; from max_window_layers on, if it says
-# use_sliding_window; those that are not rotated, likewise.
-Windows = Literal["none", "all", "period", "late", "unrotated"]
+# sliding_window; all, if it says use_sliding_window, too; all but the last of each period; from
+# max_window_layers on, if it says use_sliding_window; those that are not rotated, likewise.
+Windows = Literal["none", "all", "used", "period", "late", "unrotated"]
 
 
 @dataclass(frozen=True)
@@ -156,6 +260,8 @@ class Family:
             in the embedding, and its files do not say so.
         writes_head: The output head is written even where it is the embedding.
         fixed: Keys that must have one of these values.
+        expert_width: The config key of an expert's inner width, "" where there are no experts.
+        quantized: Values of quant_method that are read as they are.
     """
 
     model_type: str
@@ -174,6 +280,8 @@ class Family:
     scaled_by_width: int = 0
     writes_head: bool = False
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: MappingProxyType({}))
+    expert_width: str = ""
+    quantized: tuple[str, ...] = ()
 
 
 _ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")
@@ -273,19 +381,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             "granite",
             _LLAMA,
             paired=True,
-            defaults={
-                "embedding_multiplier": 1.0,
-                "residual_multiplier": 1.0,
-                "attention_multiplier": 1.0,
-                "logits_scaling": 1.0,
-            },
+            defaults=_GRANITE_DEFAULTS,
             rope_kinds=_ALL_KINDS,
-            extras=(
-                Extra("attention_multiplier", "attention.scale"),
-                Extra("embedding_multiplier", "embedding_scale"),
-                Extra("residual_multiplier", "residual_scale"),
-                Extra("logits_scaling", "logit_scale"),
-            ),
+            extras=_SCALES,
         ),
         "SmolLM3ForCausalLM": Family(
             "smollm3",
@@ -326,6 +424,97 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
             defaults={"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5},
             rope_kinds=_ALL_KINDS,
             windows="all",
+        ),
+        "MixtralForCausalLM": Family(
+            "mixtral",
+            "llama",
+            (
+                *_PRE_NORMS,
+                *_attention(),
+                *_experts("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
+            ),
+            paired=True,
+            defaults={
+                "num_key_value_heads": 8,
+                "num_local_experts": 8,
+                "num_experts_per_tok": 2,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 1000000.0,
+            },
+            windows="all",
+            expert_width="intermediate_size",
+        ),
+        "Qwen3MoeForCausalLM": Family(
+            "qwen3_moe",
+            "qwen3moe",
+            (
+                *_PRE_NORMS,
+                *_attention(_ATTENTION, _ATTENTION),
+                *_head_norms(),
+                *_experts("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+            ),
+            defaults={
+                "num_key_value_heads": 4,
+                "num_experts_per_tok": 8,
+                "moe_intermediate_size": 768,
+                "norm_topk_prob": False,
+                "sliding_window": 4096,
+            },
+            extras=(
+                Extra("moe_intermediate_size", "expert_feed_forward_length", "u32"),
+                Extra("norm_topk_prob", "expert_weights_norm", "bool"),
+            ),
+            windows="used",
+            fixed={"decoder_sparse_step": (None, 1), "mlp_only_layers": (None, [])},
+            expert_width="moe_intermediate_size",
+        ),
+        "GraniteMoeForCausalLM": Family(
+            "granitemoe",
+            "granitemoe",
+            _PRE_NORMS + _attention(_ATTENTION, _ATTENTION) + _granite_experts(),
+            paired=True,
+            defaults=_GRANITE_MOE_DEFAULTS,
+            extras=_SCALES,
+            expert_width="intermediate_size",
+        ),
+        "GraniteMoeSharedForCausalLM": Family(
+            "granitemoeshared",
+            "granitemoe",
+            (
+                *_PRE_NORMS,
+                *_attention(_ATTENTION, _ATTENTION),
+                *_granite_experts(),
+                *_granite_shared(),
+            ),
+            paired=True,
+            defaults=_GRANITE_MOE_DEFAULTS,
+            extras=(
+                *_SCALES,
+                Extra("shared_intermediate_size", "expert_shared_feed_forward_length", "u32"),
+            ),
+            expert_width="intermediate_size",
+        ),
+        "GptOssForCausalLM": Family(
+            "gpt_oss",
+            "gpt-oss",
+            _gpt_oss_layer(),
+            defaults={
+                "head_dim": 64,
+                "num_key_value_heads": 8,
+                "num_local_experts": 128,
+                "num_experts_per_tok": 4,
+                "rms_norm_eps": 1e-5,
+                "rope_theta": 150000.0,
+                "sliding_window": 128,
+                "attention_bias": True,
+            },
+            extras=(Extra("intermediate_size", "expert_feed_forward_length", "u32"),),
+            windows="period",
+            period=2,
+            writes_head=True,
+            fixed={"swiglu_limit": (None, 7.0), "swiglu_alpha": (None, 1.702)},
+            expert_width="intermediate_size",
+            quantized=("mxfp4",),
         ),
     }
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -40,6 +40,9 @@ class Shape:
     kv_heads: int
     head_width: int
     vocab: int
+    experts: int = 0
+    expert_width: int = 0
+    shared_width: int = 0
 
     @property
     def q_width(self) -> int:
@@ -69,17 +72,20 @@ class Mapped:
     Attributes:
         target: GGUF's name.
         shape: Slowest dimension first.
-        source: The checkpoint's name, or "" where `data` holds the values.
+        sources: The checkpoint's names: one, or one of each expert, or none where `data` holds
+            the values.
         head_rows: Rows of one head if the rows are re-ordered, else 0.
-        shift: What is added to the values.
+        rule: How values become rows.
+        packed: The source is MXFP4: blocks and, beside them, scales.
         data: Computed values.
     """
 
     target: str
     shape: tuple[int, ...]
-    source: str = ""
+    sources: tuple[str, ...] = ()
     head_rows: int = 0
-    shift: float = 0.0
+    rule: Rule | None = None
+    packed: bool = False
     data: Floats | None = None
 
 
@@ -156,6 +162,7 @@ class ModelMapping:
             kv_heads=config.integer("num_key_value_heads", heads),
             head_width=config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
+            **self._expert_sizes(),
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -172,6 +179,23 @@ class ModelMapping:
         self._rope = Rope(config, self.family, self.shape.head_width)
         self._rotated = self._read_rotated()
         self._window, self._windowed = self._read_windows()
+
+    def _expert_sizes(self) -> dict[str, int]:
+        config, key = self._config, self.family.expert_width
+        if not key:
+            return {}
+        names = ("num_local_experts", "num_experts")
+        count = next((n for n in names if config.values.get(n) is not None), names[0])
+        self._n_used = config.integer("num_experts_per_tok")
+        experts = config.integer(count)
+        if self._n_used > experts:
+            raise config.fail("num_experts_per_tok", f"at most the {experts} experts")
+        shared = config.values.get("shared_intermediate_size")
+        return {
+            "experts": experts,
+            "expert_width": config.integer(key),
+            "shared_width": config.integer("shared_intermediate_size") if shared else 0,
+        }
 
     # ---- metadata
 
@@ -193,6 +217,9 @@ class ModelMapping:
             yield Field("attention.key_length", "u32", shape.head_width)
             yield Field("attention.value_length", "u32", shape.head_width)
         yield Field("vocab_size", "u32", shape.vocab)
+        if shape.experts:
+            yield Field("expert_count", "u32", shape.experts)
+            yield Field("expert_used_count", "u32", self._n_used)
         yield from self._rope.fields()
         yield from self._extra_fields()
         yield from self._window_fields()
@@ -201,10 +228,13 @@ class ModelMapping:
 
     def _extra_fields(self) -> Iterator[Field]:
         for extra in self.family.extras:
-            if self._config.values.get(extra.source) is None and not extra.required:
-                continue
-            if self._config.values.get(extra.source) is None:
-                yield Field(extra.target, extra.kind, 0)
+            value = self._config.values.get(extra.source)
+            if extra.kind == "bool":
+                if not self._config.flag(extra.source, True):
+                    yield Field(extra.target, "bool", False)
+            elif not value:
+                if extra.required:
+                    yield Field(extra.target, extra.kind, 0)
             elif extra.kind == "u32":
                 yield Field(extra.target, "u32", self._config.integer(extra.source))
             else:
@@ -226,10 +256,10 @@ class ModelMapping:
         n = self.shape.layers
         if kind == "none" or config.values.get("sliding_window") is None:
             return 0, [False] * n
-        if kind in ("late", "unrotated") and not config.flag("use_sliding_window", False):
+        if kind in ("used", "late", "unrotated") and not config.flag("use_sliding_window", False):
             return 0, [False] * n
         window = config.integer("sliding_window")
-        if kind == "all":
+        if kind in ("all", "used"):
             # A window that no text outgrows is none.
             return (window if window < self.context else 0), [True] * n
         stated = config.values.get("layer_types")
@@ -311,27 +341,52 @@ class ModelMapping:
         }
         plan: list[Mapped] = []
         used: set[str] = set()
-        for rule, suffix, layer in self._walk():
-            source = rule.source.format(layer) + suffix
-            dims: tuple[int, ...] = tuple(getattr(self.shape, name) for name in rule.shape)
-            if suffix == ".bias":
-                dims = dims[:1]
-            used.add(source)
-            self._check(stored.get(names.get(source, "")), source, dims)
-            paired = rule.heads and self.family.paired
-            plan.append(
-                Mapped(
-                    rule.target.format(layer) + suffix,
-                    dims,
-                    names[source],
-                    self.shape.head_width if paired else 0,
-                    rule.shift,
-                )
-            )
+        for rule, layer in self._walk():
+            plan.append(self._mapped(rule, layer, names, stored, used))
         self._refuse_unknown(set(names) - used)
         for name, values in self._rope.tensors.items():
             plan.insert(1, Mapped(name, values.shape, data=values))
         return plan
+
+    def _mapped(
+        self,
+        rule: Rule,
+        layer: int,
+        names: Mapping[str, str],
+        stored: Mapping[str, TensorEntry],
+        used: set[str],
+    ) -> Mapped:
+        dims: tuple[int, ...] = tuple(getattr(self.shape, name) for name in rule.shape)
+        n_sources = self.shape.experts if rule.experts == "each" else 1
+        sources = [rule.source.format(layer, i) + rule.suffix for i in range(n_sources)]
+        packed = rule.experts == "stacked" and f"{sources[0]}_blocks" in names
+        wanted = {source: self._stored_shape(rule, dims) for source in sources}
+        if packed:
+            experts, rows, columns = self._stored_shape(replace(rule, transposed=False), dims)
+            wanted = {
+                f"{sources[0]}_blocks": (experts, rows, columns // 32, 16),
+                f"{sources[0]}_scales": (experts, rows, columns // 32),
+            }
+        for source, shape in wanted.items():
+            self._check(stored.get(names.get(source, "")), source, shape)
+        used.update(wanted)
+        return Mapped(
+            rule.target.format(layer) + rule.target_suffix,
+            dims,
+            tuple(names[source] for source in wanted),
+            self.shape.head_width if rule.heads and self.family.paired else 0,
+            rule,
+            packed,
+        )
+
+    def _stored_shape(self, rule: Rule, dims: tuple[int, ...]) -> tuple[int, ...]:
+        """What a checkpoint's tensor has, slowest dimension first."""
+        outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
+        rows, *columns = inner
+        whole = (rows * rule.cut[1], *columns)
+        if rule.transposed:
+            whole = whole[::-1]
+        return whole if rule.experts == "each" else (*outer, *whole)
 
     def _check(self, entry: TensorEntry | None, source: str, dims: tuple[int, ...]) -> None:
         if entry is None:
@@ -344,22 +399,23 @@ class ModelMapping:
                 f"found {list(entry.shape)}"
             )
 
-    def _walk(self) -> Iterator[tuple[Rule, str, int]]:
-        yield _EMBEDDING, ".weight", 0
+    def _walk(self) -> Iterator[tuple[Rule, int]]:
+        yield _EMBEDDING, 0
         for layer in range(self.shape.layers):
             for rule in self.family.layer:
-                yield rule, ".weight", layer
+                if "shared_width" in rule.shape and not self.shape.shared_width:
+                    continue
+                yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):
-                    yield rule, ".bias", layer
-        yield (
-            Rule("model.norm", "output_norm", ("width",), shift=self.family.norm_shift),
-            ".weight",
-            0,
-        )
+                    yield (
+                        replace(rule, shape=rule.shape[:1], suffix=".bias", target_suffix=".bias"),
+                        layer,
+                    )
+        yield Rule("model.norm", "output_norm", ("width",), shift=self.family.norm_shift), 0
         if not self.tied:
-            yield Rule("lm_head", "output", ("vocab", "width")), ".weight", 0
+            yield Rule("lm_head", "output", ("vocab", "width")), 0
         elif self.family.writes_head:
-            yield Rule("model.embed_tokens", "output", ("vocab", "width")), ".weight", 0
+            yield replace(_EMBEDDING, target="output"), 0
 
     def _refuse_unknown(self, names: set[str]) -> None:
         # transformers, too, ties the weights and drops a head that is stored all the same.
@@ -379,8 +435,8 @@ class ModelMapping:
         if config.text(key, value) != value:
             raise config.fail(key, repr(value))
         quantized = config.section("quantization_config")
-        if quantized is not None:
-            method = quantized.values.get("quant_method")
+        method = quantized.values.get("quant_method") if quantized is not None else None
+        if quantized is not None and method not in self.family.quantized:
             raise ConversionError(
                 f"{config.where}: quantization_config: expected weights that are not quantized, "
                 f"found quant_method {method!r}"

@@ -159,6 +159,9 @@ typedef enum pe_slot {
     PE_W_EXPERTS_GATE_BIAS,
     PE_W_EXPERTS_UP_BIAS,
     PE_W_EXPERTS_DOWN_BIAS,
+    PE_W_SHARED_GATE,
+    PE_W_SHARED_UP,
+    PE_W_SHARED_DOWN,
     PE_W_COUNT
 } pe_slot;
 
@@ -187,22 +190,23 @@ typedef struct pe_slot_row {
 
 /* What a layer does, in order. x is the residual stream, h the current value. */
 typedef enum pe_step_kind {
-    PE_STEP_RESIDUAL,        // h = x
-    PE_STEP_RMS_NORM,        // h = rms_norm(x) * weight
-    PE_STEP_POST_NORM,       // h = rms_norm(h) * weight
-    PE_STEP_QKV,             // q, k, v = projections of h
-    PE_STEP_NORM_QK,         // q and k = rms_norm of runs as long as their norms' weights
-    PE_STEP_ROPE_PAIRS,      // rotate pairs (2 i, 2 i + 1) of each q and k head
-    PE_STEP_ROPE_HALVES,     // rotate pairs (i, i + d_rot / 2)
-    PE_STEP_TEMPER,          // q grows with its position
-    PE_STEP_ATTEND,          // store k, v; h = attention of q, with sinks if weight is there
-    PE_STEP_SWIGLU,          // h = silu(gate h) * (up h)
-    PE_STEP_GEGLU,           // h = gelu(gate h) * (up h)
-    PE_STEP_PROJECT,         // h = weight h + bias
-    PE_STEP_ADD,             // x += residual_scale h
-    PE_STEP_EXPERTS,         // x += residual_scale (weighted sum of the chosen experts of h);
-                             // h stays
-    PE_STEP_EXPERTS_CLAMPED  // the same with gpt-oss's gate
+    PE_STEP_RESIDUAL,         // h = x
+    PE_STEP_RMS_NORM,         // h = rms_norm(x) * weight
+    PE_STEP_POST_NORM,        // h = rms_norm(h) * weight
+    PE_STEP_QKV,              // q, k, v = projections of h
+    PE_STEP_NORM_QK,          // q and k = rms_norm of runs as long as their norms' weights
+    PE_STEP_ROPE_PAIRS,       // rotate pairs (2 i, 2 i + 1) of each q and k head
+    PE_STEP_ROPE_HALVES,      // rotate pairs (i, i + d_rot / 2)
+    PE_STEP_TEMPER,           // q grows with its position
+    PE_STEP_ATTEND,           // store k, v; h = attention of q, with sinks if weight is there
+    PE_STEP_SWIGLU,           // h = silu(gate h) * (up h)
+    PE_STEP_GEGLU,            // h = gelu(gate h) * (up h)
+    PE_STEP_PROJECT,          // h = weight h + bias
+    PE_STEP_ADD,              // x += residual_scale h
+    PE_STEP_EXPERTS,          // x += residual_scale (weighted sum of the chosen experts of h);
+                              // h stays
+    PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
+    PE_STEP_SHARED            // x += residual_scale (the expert of every token, if any, of h)
 } pe_step_kind;
 
 typedef struct pe_step {

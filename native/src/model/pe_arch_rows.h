@@ -118,6 +118,31 @@
         PE_DENSE_BIAS(PE_W_FFN_UP_BIAS, "blk.ffn_up", FF),                                         \
         PE_DENSE_BIAS(PE_W_FFN_DOWN_BIAS, "blk.ffn_down", MODEL)
 
+#define PE_STACKED(slot, name, rows, cols)                                                         \
+    {slot, name ".weight", PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_EXPERTS | PE_SLOT_STACKED, 0, 0}
+#define PE_STACKED_BIAS(slot, name, cols)                                                          \
+    {slot,                                                                                         \
+     name ".bias",                                                                                 \
+     PE_DIM_ONE,                                                                                   \
+     PE_DIM_##cols,                                                                                \
+     PE_SLOT_EXPERTS | PE_SLOT_STACKED | PE_SLOT_VECTOR | PE_SLOT_OPTIONAL,                        \
+     0,                                                                                            \
+     0}
+#define PE_EXPERT_MATRIX(slot, name, rows, cols)                                                   \
+    {slot, name ".weight", PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_EXPERTS, 0, 0}
+
+#define PE_SLOTS_EXPERTS                                                                           \
+    PE_EXPERT_MATRIX(PE_W_ROUTER, "blk.ffn_gate_inp", EXPERTS, MODEL),                             \
+        PE_STACKED(PE_W_EXPERTS_GATE, "blk.ffn_gate_exps", EXPERT, MODEL),                         \
+        PE_STACKED(PE_W_EXPERTS_UP, "blk.ffn_up_exps", EXPERT, MODEL),                             \
+        PE_STACKED(PE_W_EXPERTS_DOWN, "blk.ffn_down_exps", MODEL, EXPERT)
+
+/* Of no rows where the model has no such expert: then no tensors. */
+#define PE_SLOTS_SHARED                                                                            \
+    PE_EXPERT_MATRIX(PE_W_SHARED_GATE, "blk.ffn_gate_shexp", SHARED, MODEL),                       \
+        PE_EXPERT_MATRIX(PE_W_SHARED_UP, "blk.ffn_up_shexp", SHARED, MODEL),                       \
+        PE_EXPERT_MATRIX(PE_W_SHARED_DOWN, "blk.ffn_down_shexp", MODEL, SHARED)
+
 /* ---- steps ------------------------------------------------------------ */
 
 #define PE_DO(kind) {PE_STEP_##kind, PE_W_NONE, PE_W_NONE}

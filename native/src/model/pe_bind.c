@@ -142,6 +142,9 @@ static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint3
     uint64_t dims[4];
     shape_of(dims, hp, row);
     if (tensor == NULL) {
+        if (dims[0] == 0 || dims[1] == 0) {
+            return;  // the model has none
+        }
         if ((row->flags & PE_SLOT_TIED) != 0) {
             *out = b->model->shared[PE_W_TOKEN_EMBD];
         } else if ((row->flags & PE_SLOT_OPTIONAL) == 0) {

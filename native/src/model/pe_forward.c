@@ -23,11 +23,31 @@ static void *take(pe_scratch *s, uint64_t n_items, uint64_t item_bytes, bool *ok
     return block;
 }
 
+static void take_experts(pe_scratch *s, const pe_hparams *hp, bool *ok) {
+    const uint64_t n_rows = (uint64_t)s->n_batch * hp->n_experts_used;
+    pe_routes *routes = &s->routes;
+    routes->n_used = hp->n_experts_used;
+    routes->n_experts = hp->n_experts;
+    routes->experts = take(s, n_rows, sizeof(uint32_t), ok);
+    routes->weights = take(s, n_rows, sizeof(float), ok);
+    routes->rows = take(s, n_rows, sizeof(uint32_t), ok);
+    routes->tokens = take(s, n_rows, sizeof(uint32_t), ok);
+    routes->firsts = take(s, hp->n_experts + 1, sizeof(uint32_t), ok);
+    routes->groups = take(s, hp->n_experts, sizeof(uint32_t), ok);
+    s->router_logits = take(s, (uint64_t)s->n_batch * hp->n_experts, sizeof(float), ok);
+    s->expert_h = take(s, n_rows * hp->d_model, sizeof(float), ok);
+    s->expert_gate = take(s, n_rows * hp->d_expert, sizeof(float), ok);
+    s->expert_up = take(s, n_rows * hp->d_expert, sizeof(float), ok);
+    s->expert_q8 = take(s, n_rows * pe_ceil_div(PE_MAX(hp->d_model, hp->d_expert), PE_BLOCK),
+                        sizeof(pe_act_block), ok);
+}
+
 pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
                           uint32_t n_ctx, uint32_t n_threads, pe_error *err) {
     const pe_hparams *hp = &model->hparams;
     const uint64_t d_heads = (uint64_t)hp->n_heads * hp->d_v;
-    const uint64_t d_widest = PE_MAX(PE_MAX(hp->d_model, hp->d_ff), d_heads);
+    const uint64_t d_inner = PE_MAX(hp->d_ff, hp->d_shared);
+    const uint64_t d_widest = PE_MAX(PE_MAX(hp->d_model, d_inner), d_heads);
     const uint64_t n_pairs = hp->d_rot / 2;
     const uint64_t n = n_batch;
     *out_scratch = (pe_scratch){.n_batch = n_batch};
@@ -42,12 +62,15 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     s->q = take(s, n * hp->n_heads * hp->d_k, sizeof(float), &ok);
     s->k = take(s, n * hp->n_kv_heads * hp->d_k, sizeof(float), &ok);
     s->v = take(s, n * hp->n_kv_heads * hp->d_v, sizeof(float), &ok);
-    s->gate = take(s, n * hp->d_ff, sizeof(float), &ok);
-    s->up = take(s, n * PE_MAX(hp->d_ff, hp->d_model), sizeof(float), &ok);
+    s->gate = take(s, n * d_inner, sizeof(float), &ok);
+    s->up = take(s, n * PE_MAX(d_inner, hp->d_model), sizeof(float), &ok);
     s->q8 = take(s, n * pe_ceil_div(d_widest, PE_BLOCK), sizeof(pe_act_block), &ok);
     s->attend.n_floats = pe_attend_room_floats(hp->d_k, hp->d_v);
     s->attend.floats = take(s, n_threads, s->attend.n_floats * sizeof(float), &ok);
     s->attend.tiles = take(s, n, sizeof *s->attend.tiles, &ok);
+    if (hp->n_experts > 0) {
+        take_experts(s, hp, &ok);
+    }
     if (!ok) {
         const uint64_t n_bytes = s->n_bytes;
         pe_scratch_free(s);
@@ -78,7 +101,18 @@ void pe_scratch_free(pe_scratch *scratch) {
                             scratch->up,
                             scratch->q8,
                             scratch->attend.floats,
-                            scratch->attend.tiles};
+                            scratch->attend.tiles,
+                            scratch->routes.experts,
+                            scratch->routes.weights,
+                            scratch->routes.rows,
+                            scratch->routes.tokens,
+                            scratch->routes.firsts,
+                            scratch->routes.groups,
+                            scratch->router_logits,
+                            scratch->expert_h,
+                            scratch->expert_gate,
+                            scratch->expert_up,
+                            scratch->expert_q8};
     for (size_t i = 0; i < PE_LEN(blocks); i++) {
         pe_mem_free(blocks[i]);
     }
@@ -98,6 +132,7 @@ typedef struct pass {
     const float *weight;
     const float *norm_in;
     float *norm_out;
+    uint64_t d_gate;
     void (*rotate)(float *head, const float *angles, uint32_t n_pairs);
 } pass;
 
@@ -210,17 +245,15 @@ static void store_token(void *arg, uint32_t i_token, uint32_t i_thread) {
 static void silu_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pass *p = arg;
-    const uint64_t d_ff = p->model->hparams.d_ff;
-    float *gate = p->s->gate + i_token * d_ff;
-    p->ops->kernels.silu_mul(gate, gate, p->s->up + i_token * d_ff, d_ff);
+    float *gate = p->s->gate + i_token * p->d_gate;
+    p->ops->kernels.silu_mul(gate, gate, p->s->up + i_token * p->d_gate, p->d_gate);
 }
 
 static void gelu_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pass *p = arg;
-    const uint64_t d_ff = p->model->hparams.d_ff;
-    float *gate = p->s->gate + i_token * d_ff;
-    p->ops->kernels.gelu_mul(gate, gate, p->s->up + i_token * d_ff, d_ff);
+    float *gate = p->s->gate + i_token * p->d_gate;
+    p->ops->kernels.gelu_mul(gate, gate, p->s->up + i_token * p->d_gate, p->d_gate);
 }
 
 static void add_token(void *arg, uint32_t i_token, uint32_t i_thread) {
@@ -329,8 +362,9 @@ static void step_gated(pass *p, pe_pool_fn gate_token) {
         product_of(p, p->s->gate, PE_W_FFN_GATE, PE_W_FFN_GATE_BIAS),
     };
     pe_matmul(p->ops, products, PE_LEN(products), &p->h);
+    p->d_gate = p->model->hparams.d_ff;
     for_tokens(p, gate_token);
-    set_h(p, p->s->gate, p->s->n_tokens, p->model->hparams.d_ff);
+    set_h(p, p->s->gate, p->s->n_tokens, p->d_gate);
 }
 
 static void step_project(pass *p, const pe_step *step) {
@@ -338,6 +372,98 @@ static void step_project(pass *p, const pe_step *step) {
     pe_matmul(p->ops, &product, 1, &p->h);
     set_h(p, p->s->up, p->s->n_tokens, product.weight->n_rows);
 }
+
+/* The expert that every token goes through. */
+static void step_shared(pass *p) {
+    if (p->model->hparams.d_shared == 0) {
+        return;
+    }
+    const pe_product products[] = {
+        product_of(p, p->s->up, PE_W_SHARED_UP, PE_W_NONE),
+        product_of(p, p->s->gate, PE_W_SHARED_GATE, PE_W_NONE),
+    };
+    pe_matmul(p->ops, products, PE_LEN(products), &p->h);
+    p->d_gate = p->model->hparams.d_shared;
+    for_tokens(p, silu_token);
+    set_h(p, p->s->gate, p->s->n_tokens, p->d_gate);
+    const pe_product down = product_of(p, p->s->up, PE_W_SHARED_DOWN, PE_W_NONE);
+    pe_matmul(p->ops, &down, 1, &p->h);
+    set_h(p, p->s->up, p->s->n_tokens, p->model->hparams.d_model);
+    for_tokens(p, add_token);
+}
+
+/* ---- experts ---------------------------------------------------------- */
+
+/* gpt-oss's bound of gates. */
+#define CLAMP_LIMIT 7.0f
+
+static void gather_row(void *arg, uint32_t i_row, uint32_t i_thread) {
+    (void)i_thread;
+    const pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    memcpy(p->s->expert_h + i_row * d_model, p->h.f32 + p->s->routes.tokens[i_row] * d_model,
+           d_model * sizeof(float));
+}
+
+static void silu_row(void *arg, uint32_t i_row, uint32_t i_thread) {
+    (void)i_thread;
+    const pass *p = arg;
+    float *gate = p->s->expert_gate + i_row * p->d_gate;
+    p->ops->kernels.silu_mul(gate, gate, p->s->expert_up + i_row * p->d_gate, p->d_gate);
+}
+
+static void clamped_row(void *arg, uint32_t i_row, uint32_t i_thread) {
+    (void)i_thread;
+    const pass *p = arg;
+    float *gate = p->s->expert_gate + i_row * p->d_gate;
+    p->ops->kernels.clamped_mul(gate, gate, p->s->expert_up + i_row * p->d_gate, p->d_gate,
+                                CLAMP_LIMIT);
+}
+
+/* Choices are added up from the best on, so that the batch does not show. */
+static void mix_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    const pe_routes *routes = &p->s->routes;
+    const uint32_t *rows = routes->rows + i_token * routes->n_used;
+    const float *weights = routes->weights + i_token * routes->n_used;
+    float *x = p->s->x + (uint64_t)i_token * hp->d_model;
+    for (uint64_t d = 0; d < hp->d_model; d++) {
+        float sum = 0.0f;
+        for (uint32_t i = 0; i < routes->n_used; i++) {
+            sum += weights[i] * p->s->expert_h[(uint64_t)rows[i] * hp->d_model + d];
+        }
+        x[d] += hp->residual_scale * sum;
+    }
+}
+
+static void step_experts(pass *p, pe_pool_fn gate_row) {
+    const pe_hparams *hp = &p->model->hparams;
+    pe_scratch *s = p->s;
+    pe_routes *routes = &s->routes;
+    const pe_product router = product_of(p, s->router_logits, PE_W_ROUTER, PE_W_ROUTER_BIAS);
+    pe_matmul(p->ops, &router, 1, &p->h);
+    routes->n_tokens = s->n_tokens;
+    pe_routes_choose(routes, s->router_logits, hp->experts_are_normed != 0);
+    const uint32_t n_rows = s->n_tokens * routes->n_used;
+    pe_pool_run(p->ops->pool, gather_row, p, n_rows);
+    pe_acts acts = {.f32 = s->expert_h, .q8 = s->expert_q8, .n_cols = n_rows, .n_k = hp->d_model};
+    const pe_product inner[] = {
+        product_of(p, s->expert_up, PE_W_EXPERTS_UP, PE_W_EXPERTS_UP_BIAS),
+        product_of(p, s->expert_gate, PE_W_EXPERTS_GATE, PE_W_EXPERTS_GATE_BIAS),
+    };
+    pe_experts_matmul(p->ops, inner, PE_LEN(inner), routes, &acts);
+    p->d_gate = hp->d_expert;
+    pe_pool_run(p->ops->pool, gate_row, p, n_rows);
+    acts =
+        (pe_acts){.f32 = s->expert_gate, .q8 = s->expert_q8, .n_cols = n_rows, .n_k = hp->d_expert};
+    const pe_product down = product_of(p, s->expert_h, PE_W_EXPERTS_DOWN, PE_W_EXPERTS_DOWN_BIAS);
+    pe_experts_matmul(p->ops, &down, 1, routes, &acts);
+    for_tokens(p, mix_token);
+}
+
+/* ---- a layer ---------------------------------------------------------- */
 
 static void run_step(pass *p, const pe_step *step) {
     switch (step->kind) {
@@ -354,8 +480,9 @@ static void run_step(pass *p, const pe_step *step) {
     case PE_STEP_GEGLU: step_gated(p, gelu_token); break;
     case PE_STEP_PROJECT: step_project(p, step); break;
     case PE_STEP_ADD: for_tokens(p, add_token); break;
-    case PE_STEP_EXPERTS:
-    case PE_STEP_EXPERTS_CLAMPED: break;
+    case PE_STEP_EXPERTS: step_experts(p, silu_row); break;
+    case PE_STEP_EXPERTS_CLAMPED: step_experts(p, clamped_row); break;
+    case PE_STEP_SHARED: step_shared(p); break;
     }
 }
 

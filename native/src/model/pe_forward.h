@@ -4,6 +4,7 @@
 
 #include "pe_attend.h"
 #include "pe_bind.h"
+#include "pe_experts.h"
 
 /* One token of a batch. */
 typedef struct pe_token {
@@ -30,6 +31,13 @@ typedef struct pe_scratch {
     float *up;         // [n_batch][wider of d_ff and d_model]
     pe_act_block *q8;  // of the current value
     pe_attend_room attend;
+    // only where there are experts
+    pe_routes routes;
+    float *router_logits;  // [n_batch][n_experts]
+    float *expert_h;       // [n_batch * n_experts_used][d_model], inputs, then outputs
+    float *expert_gate;    // [n_batch * n_experts_used][d_expert]
+    float *expert_up;      // beside it
+    pe_act_block *expert_q8;
 } pe_scratch;
 
 /* Sizes and takes the memory for batches of n_batch tokens on n_threads threads,

@@ -138,16 +138,11 @@ static pe_status check_experts(const pe_hparams *hp, const pe_arch *arch, const 
                        pe_file_path(file), arch->name,
                        hp->n_experts > 0 ? "a dense model" : "experts", hp->n_experts);
     }
-    if (hp->d_shared > 0) {
-        return pe_fail(err, PE_ERR_UNSUPPORTED,
-                       "%s: %s.expert_shared_feed_forward_length: expected no shared expert, found"
-                       " one of width %u, which this build cannot run",
-                       pe_file_path(file), arch->name, hp->d_shared);
-    }
     if (hp->n_experts > 0) {
         PE_TRY(in_range("number of experts", hp->n_experts, 1, MAX_EXPERTS, file, err));
         PE_TRY(in_range("experts used", hp->n_experts_used, 1, hp->n_experts, file, err));
         PE_TRY(in_range("expert length", hp->d_expert, 1, MAX_WIDTH, file, err));
+        PE_TRY(in_range("shared expert length", hp->d_shared, 0, MAX_WIDTH, file, err));
     }
     return PE_OK;
 }
