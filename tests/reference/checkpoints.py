@@ -157,6 +157,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         **_WINDOW,
     },
     "olmo2": {"family": "Olmo2", "tie_word_embeddings": False, "attention_bias": True},
+    "olmo2 plain": {"family": "Olmo2", "num_key_value_heads": 4},
     "olmo3": {
         "family": "Olmo3",
         "num_hidden_layers": 5,
@@ -221,26 +222,27 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gpt-oss other": {
         "family": "GptOss",
-        "num_hidden_layers": 3,
         "num_local_experts": 4,
         "num_experts_per_tok": 3,
         "head_dim": 32,
         "sliding_window": 33,
-        "layer_types": [_FULL, _SLIDING, _SLIDING],
+        "layer_types": [_FULL, _SLIDING],
         "attention_bias": False,
         "rope_parameters": {**_YARN, "truncate": False},
     },
 }
 
 
-def tokenizer() -> tokenizers.Tokenizer:
+def tokenizer(family: str = "Llama") -> tokenizers.Tokenizer:
     """A byte-level BPE of 300 tokens with GPT-2's rule, the first of which ends a text."""
+    # llama.cpp insists on these in whatever calls itself Phi 3.
+    more = ["<unk>", "<s>"] if family == "Phi3" else []
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", *more],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -252,7 +254,8 @@ def save_checkpoint(
     folder: Path, variant: dict[str, Any], *, seed: int = 1, dtype: torch.dtype = torch.float32
 ) -> None:
     """Writes config.json, model.safetensors and tokenizer.json; every weight is random."""
-    words = tokenizer()
+    family = variant.get("family", "Llama")
+    words = tokenizer(family)
     options: dict[str, Any] = {
         "vocab_size": words.get_vocab_size(),
         "hidden_size": 64,
@@ -267,7 +270,7 @@ def save_checkpoint(
         "pad_token_id": 0,
         "sliding_window": None,
     } | copy.deepcopy(variant)
-    family = options.pop("family", "Llama")
+    options.pop("family", None)
     config = getattr(transformers, f"{family}{'TextConfig' if family == 'Gemma3' else 'Config'}")
     model: Any = getattr(transformers, f"{family}ForCausalLM")(config(**options))
     # Gemma's norms add 1 to their weights themselves.
