@@ -160,17 +160,18 @@ def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
     mapped, kind = planned.mapped, planned.out.kind
     if mapped.data is not None:
         yield _encode.encode(mapped.data, kind, mapped.target)
-    elif mapped.rule is not None and mapped.rule.experts:
+    elif mapped.rule is not None and mapped.rule.experts == "stacked":
         yield from _expert_pieces(checkpoint, mapped, mapped.rule, kind)
     elif mapped.rule is not None:
-        yield from _row_pieces(checkpoint, mapped, mapped.rule, kind)
+        for source in mapped.sources:
+            yield from _row_pieces(checkpoint, mapped, mapped.rule, kind, source)
 
 
 def _row_pieces(
-    checkpoint: Checkpoint, mapped: Mapped, rule: Rule, kind: TensorType
+    checkpoint: Checkpoint, mapped: Mapped, rule: Rule, kind: TensorType, source: str
 ) -> Iterator[Array]:
-    rows, source = mapped.shape[0], mapped.sources[0]
-    step = max(1, _PIECE_BYTES // (4 * math.prod(mapped.shape[1:])))
+    rows = mapped.shape[1] if rule.experts else mapped.shape[0]
+    step = max(1, _PIECE_BYTES // (4 * math.prod(mapped.shape[2 if rule.experts else 1 :])))
     if mapped.head_rows:
         # Rows change places within their head, so a piece is whole heads.
         step = max(step - step % mapped.head_rows, mapped.head_rows)
@@ -199,10 +200,7 @@ def _expert_pieces(
             )
             yield _encode.pack_mxfp4(blocks, scales)
             continue
-        if rule.experts == "each":
-            rows = checkpoint.read_rows(mapped.sources[expert], 0, mapped.shape[1])
-        else:
-            rows = checkpoint.read_rows(first, expert, expert + 1)[0]
+        rows = checkpoint.read_rows(first, expert, expert + 1)[0]
         rows = _cut(rows.T if rule.transposed else rows, rule)
         yield _encode.encode(np.ascontiguousarray(rows), kind, where)
 

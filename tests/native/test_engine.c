@@ -415,7 +415,7 @@ static void unfit_models(void) {
         {{.retyped = "output_norm.weight", .new_dtype = PE_DTYPE_F16}, PE_ERR_UNSUPPORTED, "F16"},
         {{.retyped = "blk.0.attn_v.weight", .new_dtype = 28}, PE_ERR_UNSUPPORTED, "found F64"},
         {{.arch = "mamba"}, PE_ERR_UNSUPPORTED, "\"mamba\""},
-        {{.n_experts = 8}, PE_ERR_UNSUPPORTED, "mixture of 8 experts"},
+        {{.n_experts = 8}, PE_ERR_FORMAT, "experts used: expected 1 to 8, found 0"},
         {{.scaling = "ntk"}, PE_ERR_UNSUPPORTED, "\"ntk\""},
         {{.scaling = "longrope"}, PE_ERR_FORMAT, "rope_factors_long.weight"},
         {{.n_tokens = 95}, PE_ERR_FORMAT, "found 95 in tokenizer.ggml.tokens"},

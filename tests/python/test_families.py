@@ -73,9 +73,7 @@ def test_f32_logits_equal_those_of_transformers(converted: Converted, name: str)
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("name", NAMES)
-def test_narrower_types_stay_near_the_original(
-    converted: Converted, name: str, dtype: str
-) -> None:
+def test_narrower_types_stay_near_the_original(converted: Converted, name: str, dtype: str) -> None:
     tokens, expected = tokens_of(name), expected_of(name)
     with Engine(converted(name, dtype), n_threads=2) as engine:
         found = engine.logits(tokens)[-len(expected) :]

@@ -517,9 +517,9 @@ MODELS: dict[str, tuple[Spoil, type[PyengineError], str]] = {
         r"blk\.2\.attn_norm\.weight: .* of 2 layers",
     ),
     "experts": (
-        changed(llama__expert_count=8),
-        UnsupportedModelError,
-        "expected a dense model, found a mixture of 8 experts",
+        changed(llama__expert_count=8, llama__expert_used_count=2),
+        ModelFormatError,
+        r"blk\.0\.ffn_gate_inp\.weight: expected a tensor .* found none",
     ),
     "rope scaling": (
         changed(llama__rope__scaling__type="ntk"),

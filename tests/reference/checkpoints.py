@@ -236,7 +236,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def tokenizer(family: str = "Llama") -> tokenizers.Tokenizer:
     """A byte-level BPE of 300 tokens with GPT-2's rule, the first of which ends a text."""
     # llama.cpp insists on these in whatever calls itself Phi 3.
-    more = ["<unk>", "<s>"] if family == "Phi3" else []
+    more = ["<unk>", "<s>", "</s>"] if family == "Phi3" else []
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
