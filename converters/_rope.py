@@ -46,6 +46,7 @@ class Rope:
         self._scaling: list[Field] = []
         both = config.section("rope_parameters") or config.section("rope_scaling")
         rope, local = self._split(both)
+        self._nested = rope is not both
         self.base = config.number("rope_theta", 10000.0)
         self.local_base = 0.0
         if family.local_rope:
@@ -149,7 +150,8 @@ class Rope:
             self._put("yarn_log_multiplier", "f32", multiplier)
         if not math.isclose(gain, implied, rel_tol=1e-9):
             self._put("attn_factor", "f32", gain / implied)
-        truncates = rope.flag("truncate", True)
+        # transformers looks for it beside the settings of both kinds of layers, not inside.
+        truncates = rope.flag("truncate", True) or self._nested
         if truncates != (self._family.architecture != "gpt-oss"):
             self._put("yarn_truncate", "bool", truncates)
 
