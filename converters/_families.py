@@ -353,6 +353,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
                 "rope_theta": 1000000.0,
                 "rope_local_base_freq": 10000.0,
                 "sliding_window_pattern": 6,
+                "vocab_size": 262208,
                 "max_position_embeddings": 131072,
             },
             local_rope=True,

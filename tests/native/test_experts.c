@@ -30,6 +30,13 @@ static pe_routes make_routes(uint32_t n_tokens) {
                        .groups = groups};
 }
 
+static void choose_all(pe_routes *routes, const float *logits, bool is_normed) {
+    for (uint32_t token = 0; token < routes->n_tokens; token++) {
+        pe_routes_choose(routes, token, logits + token * N_EXPERTS, is_normed);
+    }
+    pe_routes_sort(routes);
+}
+
 /* Experts of higher logit, or of the same and in front. */
 static uint32_t n_better(const float *logits, uint32_t expert) {
     uint32_t n = 0;
@@ -64,7 +71,7 @@ static void choices(void) {
             logits[i] = round % 2 == 0 ? rng_f32(-5.0f, 5.0f) : (float)rng_below(3);
         }
         pe_routes routes = make_routes(1 + round % N_TOKENS);
-        pe_routes_choose(&routes, logits, round % 3 != 0);
+        choose_all(&routes, logits, round % 3 != 0);
         for (uint32_t token = 0; token < routes.n_tokens; token++) {
             check_choice(logits + token * N_EXPERTS, token, round % 3 != 0);
         }
@@ -84,7 +91,7 @@ static void choices(void) {
 static void not_numbers(void) {
     float logits[N_EXPERTS] = {NAN, NAN, 1.0f, NAN, NAN, 2.0f, NAN};
     pe_routes routes = make_routes(1);
-    pe_routes_choose(&routes, logits, true);
+    choose_all(&routes, logits, true);
     for (uint32_t i = 0; i < N_USED; i++) {
         CHECK(experts[i] < N_EXPERTS, "expert %u", experts[i]);
         for (uint32_t j = 0; j < i; j++) {
@@ -120,7 +127,7 @@ static void products(void) {
         fill(acts[row], N_COLS);
     }
     pe_routes routes = make_routes(N_TOKENS);
-    pe_routes_choose(&routes, logits, true);
+    choose_all(&routes, logits, true);
     pe_weight weight = {.data = matrices,
                         .n_rows = N_ROWS,
                         .n_cols = N_COLS,

@@ -55,8 +55,9 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     bool ok = true;
     s->tokens = take(s, n, sizeof *s->tokens, &ok);
     s->places = take(s, n, sizeof *s->places, &ok);
-    s->rope_freqs = take(s, PE_ROPE_NONE * n_pairs, sizeof(float), &ok);
-    s->angles = take(s, PE_ROPE_NONE * n * n_pairs * 2, sizeof(float), &ok);
+    s->n_rotations = hp->window > 0 ? PE_ROPE_NONE : PE_ROPE_LOCAL;
+    s->rope_freqs = take(s, s->n_rotations * n_pairs, sizeof(float), &ok);
+    s->angles = take(s, s->n_rotations * n * n_pairs * 2, sizeof(float), &ok);
     s->x = take(s, n * hp->d_model, sizeof(float), &ok);
     s->h = take(s, n * PE_MAX(hp->d_model, d_heads), sizeof(float), &ok);
     s->q = take(s, n * hp->n_heads * hp->d_k, sizeof(float), &ok);
@@ -79,7 +80,7 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
                        " bytes or more, found no memory for them",
                        n_batch, n_bytes);
     }
-    for (uint32_t kind = 0; kind < PE_ROPE_NONE; kind++) {
+    for (uint32_t kind = 0; kind < s->n_rotations; kind++) {
         pe_rope_rule rule;
         pe_angles_rule(&rule, &s->rope_magnitudes[kind], model, (pe_rope_angles_kind)kind, n_ctx);
         pe_rope_freqs(s->rope_freqs + kind * n_pairs, (uint32_t)n_pairs, &rule);
@@ -167,7 +168,7 @@ static void embed_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     for (uint64_t i = 0; i < hp->d_model; i++) {
         x[i] *= hp->embd_scale;
     }
-    for (uint32_t kind = 0; kind < PE_ROPE_NONE; kind++) {
+    for (uint32_t kind = 0; kind < p->s->n_rotations; kind++) {
         pe_rope_angles(angles_of(p, (pe_rope_angles_kind)kind) + (uint64_t)i_token * hp->d_rot,
                        p->s->rope_freqs + (uint64_t)kind * n_pairs, n_pairs,
                        p->s->places[i_token].position, p->s->rope_magnitudes[kind]);
@@ -397,6 +398,15 @@ static void step_shared(pass *p) {
 /* gpt-oss's bound of gates. */
 #define CLAMP_LIMIT 7.0f
 
+static void choose_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    pe_routes_choose(&p->s->routes, i_token,
+                     p->s->router_logits + (uint64_t)i_token * hp->n_experts,
+                     hp->experts_are_normed != 0);
+}
+
 static void gather_row(void *arg, uint32_t i_row, uint32_t i_thread) {
     (void)i_thread;
     const pass *p = arg;
@@ -445,7 +455,8 @@ static void step_experts(pass *p, pe_pool_fn gate_row) {
     const pe_product router = product_of(p, s->router_logits, PE_W_ROUTER, PE_W_ROUTER_BIAS);
     pe_matmul(p->ops, &router, 1, &p->h);
     routes->n_tokens = s->n_tokens;
-    pe_routes_choose(routes, s->router_logits, hp->experts_are_normed != 0);
+    for_tokens(p, choose_token);
+    pe_routes_sort(routes);
     const uint32_t n_rows = s->n_tokens * routes->n_used;
     pe_pool_run(p->ops->pool, gather_row, p, n_rows);
     pe_acts acts = {.f32 = s->expert_h, .q8 = s->expert_q8, .n_cols = n_rows, .n_k = hp->d_model};

@@ -18,9 +18,10 @@ typedef struct pe_scratch {
     uint64_t n_bytes;
     uint32_t n_tokens;  // in the batch now
     pe_token *tokens;
-    pe_place *places;   // beside tokens
-    float *rope_freqs;  // [PE_ROPE_NONE][d_rot / 2], by pe_rope_angles_kind
-    float *angles;      // [PE_ROPE_NONE][n_batch][d_rot / 2][2]
+    pe_place *places;      // beside tokens
+    uint32_t n_rotations;  // kinds of angles that the model has
+    float *rope_freqs;     // [n_rotations][d_rot / 2], by pe_rope_angles_kind
+    float *angles;         // [n_rotations][n_batch][d_rot / 2][2]
     float rope_magnitudes[PE_ROPE_NONE];
     float *x;          // [n_batch][d_model], the residual stream
     float *h;          // [n_batch][wider of d_model and heads]

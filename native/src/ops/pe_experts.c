@@ -20,7 +20,7 @@ static bool is_among(const uint32_t *experts, uint32_t n, uint32_t expert) {
     return false;
 }
 
-static void choose(pe_routes *routes, uint32_t token, const float *logits, bool is_normed) {
+void pe_routes_choose(pe_routes *routes, uint32_t token, const float *logits, bool is_normed) {
     uint32_t *chosen = routes->experts + (uint64_t)token * routes->n_used;
     float *weights = routes->weights + (uint64_t)token * routes->n_used;
     for (uint32_t i = 0; i < routes->n_used; i++) {
@@ -42,8 +42,7 @@ static void choose(pe_routes *routes, uint32_t token, const float *logits, bool 
     }
 }
 
-/* Sorts the choices by expert, counting them first. */
-static void sort(pe_routes *routes) {
+void pe_routes_sort(pe_routes *routes) {
     const uint32_t n_choices = routes->n_tokens * routes->n_used;
     memset(routes->firsts, 0, (routes->n_experts + 1) * sizeof *routes->firsts);
     for (uint32_t i = 0; i < n_choices; i++) {
@@ -64,13 +63,6 @@ static void sort(pe_routes *routes) {
     // Each first has moved to the next expert's.
     memmove(routes->firsts + 1, routes->firsts, routes->n_experts * sizeof *routes->firsts);
     routes->firsts[0] = 0;
-}
-
-void pe_routes_choose(pe_routes *routes, const float *logits, bool is_normed) {
-    for (uint32_t token = 0; token < routes->n_tokens; token++) {
-        choose(routes, token, logits + (uint64_t)token * routes->n_experts, is_normed);
-    }
-    sort(routes);
 }
 
 /* ---- products --------------------------------------------------------- */

@@ -21,12 +21,16 @@ typedef struct pe_routes {
     uint32_t n_groups;
 } pe_routes;
 
-/* Chooses the n_used experts of highest logit for each token, of equals the first, and
+/* Chooses the n_used experts of highest logit for one token, of equals the first, and
  * weighs them: exp(logit) divided by the sum over the chosen ones, or, unless is_normed,
  * over all.
- * shape    logits: [routes->n_tokens][n_experts]
+ * shape    logits: [n_experts]
+ * threads  may run in parallel for different tokens
  * numeric  exponentials and sums in double, rounded once to float */
-void pe_routes_choose(pe_routes *routes, const float *logits, bool is_normed);
+void pe_routes_choose(pe_routes *routes, uint32_t token, const float *logits, bool is_normed);
+
+/* Once all tokens have chosen: fills what is sorted by expert. */
+void pe_routes_sort(pe_routes *routes);
 
 /* Up to 4 products of stacked weights with the rows' activations: out[row] = the matrix
  * of the row's expert times acts[row], plus the expert's row of the bias. Only experts
