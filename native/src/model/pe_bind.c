@@ -182,19 +182,19 @@ static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint3
     }
     const uint64_t row_bytes = dims[0] / traits->info.block_weights * traits->info.block_bytes;
     const uint64_t n_rows = dim_of(hp, row->rows);
+    const bool is_stacked = (row->flags & PE_SLOT_STACKED) != 0;
     *out = (pe_weight){
         .data = (const uint8_t *)tensor->data + dim_of(hp, row->first) * row_bytes,
         .n_rows = n_rows,
         .n_cols = dims[0],
+        .n_stacked = is_stacked ? hp->n_experts : 1,
         .row_bytes = row_bytes,
         .dtype = (pe_dtype)tensor->dtype,
     };
-    const bool is_stacked = (row->flags & PE_SLOT_STACKED) != 0;
-    const uint64_t n_bytes = n_rows * row_bytes;
     b->model->all_f32 &= tensor->dtype == PE_DTYPE_F32;
-    b->model->weight_bytes += n_bytes * (is_stacked ? hp->n_experts : 1);
+    b->model->weight_bytes += out->n_stacked * n_rows * row_bytes;
     if (row->slot != PE_W_TOKEN_EMBD) {
-        b->model->decode_bytes += n_bytes * (is_stacked ? hp->n_experts_used : 1);
+        b->model->decode_bytes += (is_stacked ? hp->n_experts_used : 1) * n_rows * row_bytes;
     }
 }
 
