@@ -450,31 +450,25 @@ pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err) {
     return PE_OK;
 }
 
-pe_status pe_meta_get_flag_at(bool *out, const pe_meta *meta, uint64_t index, pe_error *err) {
-    const bool is_array = meta->type == PE_META_ARRAY;
-    if (!is_array || index >= meta->n_items) {
-        return pe_fail(err, PE_ERR_FORMAT,
-                       "%.*s: expected an array of more than %" PRIu64 " flags, found %s%s",
-                       PE_QUOTE(meta->key, meta->key_bytes), index,
-                       is_array ? "a shorter array of " : "", type_name(meta->item_type));
+bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
+    if (meta->type != PE_META_ARRAY || index >= meta->n_items ||
+        meta->item_type == PE_META_STRING || meta->item_type == PE_META_ARRAY) {
+        return false;
     }
-    const uint64_t item_bytes = meta->n_bytes / meta->n_items;
     pe_meta item = *meta;
     item.type = meta->item_type;
-    item.data = (const uint8_t *)meta->data + index * item_bytes;
-    item.n_bytes = item_bytes;
+    item.n_bytes = meta->n_bytes / meta->n_items;
+    item.data = (const uint8_t *)meta->data + index * item.n_bytes;
     uint8_t byte;
-    int64_t integer;
+    int64_t integer = 0;
     if (item.type == PE_META_BOOL) {
         memcpy(&byte, item.data, sizeof byte);
-        *out = byte != 0;
-    } else if (as_i64(&integer, &item)) {
-        *out = integer != 0;
-    } else {
-        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected an array of flags, found one of %s",
-                       PE_QUOTE(meta->key, meta->key_bytes), type_name(meta->item_type));
+        integer = byte;
+    } else if (!as_i64(&integer, &item)) {
+        return false;
     }
-    return PE_OK;
+    *out = integer != 0;
+    return true;
 }
 
 bool pe_meta_is_string(const pe_meta *meta, const char *text) {

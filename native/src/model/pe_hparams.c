@@ -1,5 +1,6 @@
 #include "pe_hparams.h"
 
+#include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
 
@@ -187,9 +188,16 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
 /* One flag of a key that has either one for each layer or, as a number, the period
  * after which a layer is not flagged. */
 static pe_status read_flag(bool *out, const pe_meta *meta, uint32_t period, uint32_t layer,
-                           pe_error *err) {
+                           const pe_file *file, pe_error *err) {
     if (meta != NULL && meta->type == PE_META_ARRAY) {
-        return pe_meta_get_flag_at(out, meta, layer, err);
+        if (!pe_meta_flag_at(out, meta, layer)) {
+            return pe_fail(err, PE_ERR_FORMAT,
+                           "%s: %.*s: expected a flag for layer %u, found an array of %" PRIu64
+                           " items of another kind or too few",
+                           pe_file_path(file), PE_QUOTE(meta->key, meta->key_bytes), layer,
+                           meta->n_items);
+        }
+        return PE_OK;
     }
     if (meta != NULL) {
         PE_TRY(pe_meta_get_u32(&period, meta, err));
@@ -205,10 +213,10 @@ pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uin
     bool is_windowed = false;
     bool is_rotated = false;
     if (hp->window > 0) {
-        PE_TRY(read_flag(&is_windowed, windows, arch->window_period, layer, err));
+        PE_TRY(read_flag(&is_windowed, windows, arch->window_period, layer, file, err));
     }
     if (hp->has_rope != 0) {
-        PE_TRY(read_flag(&is_rotated, rotated, arch->nope_period, layer, err));
+        PE_TRY(read_flag(&is_rotated, rotated, arch->nope_period, layer, file, err));
     }
     *out = (pe_layer_hparams){
         .kind = hp->n_experts > 0 ? PE_LAYER_EXPERTS : PE_LAYER_DENSE,
