@@ -9,7 +9,7 @@
 
 /* ---- hyper-parameters ------------------------------------------------- */
 
-/* With it the rest of a family that has only what all have. */
+/* What every family reads: a key that its files never have keeps its default. */
 #define PE_HPARAMS_COMMON(embd_absent, attn_value)                                                 \
     PE_ROW("block_count", n_layers, U32, ERROR, 0),                                                \
         PE_ROW("context_length", n_ctx_train, U32, ERROR, 0),                                      \
