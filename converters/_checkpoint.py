@@ -9,7 +9,7 @@ from typing import Any
 
 from converters._json import read_object
 from converters._safetensors import SafetensorsFile
-from converters._source import Floats, TensorEntry, TensorFile
+from converters._source import Array, Floats, TensorEntry, TensorFile
 from converters._torch_bin import TorchBinFile
 from pyengine._errors import ConversionError
 
@@ -92,6 +92,10 @@ class Checkpoint:
     def read_rows(self, name: str, first: int, last: int) -> Floats:
         """Reads rows of one tensor; as `TensorFile.read_rows`."""
         return self._owner[name].read_rows(name, first, last)
+
+    def read_bytes(self, name: str, first: int, last: int) -> Array:
+        """Reads rows of one tensor of bytes; as `TensorFile.read_bytes`."""
+        return self._owner[name].read_bytes(name, first, last)
 
     def close(self) -> None:
         """Closes every file; safe to call twice."""

@@ -8,11 +8,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from converters import _encode, _hub
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
+from converters._families import Rule
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
-from converters._llama import ROPE_FACTORS, LlamaMapping, Mapped, pair_rows
+from converters._mapping import Mapped, ModelMapping, pair_rows
 from converters._source import Array
 from converters._summary import Fallback, Summary
 from converters._tokenizer_fields import tokenizer_fields
@@ -99,13 +102,13 @@ def _convert(
     overwrite: bool,
     self_test: bool,
 ) -> Summary:
-    mapping = LlamaMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
+    mapping = ModelMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
     planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
     tokenizer, notes = tokenizer_fields(
         checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
     )
     fields = [
-        Field("general.architecture", "str", "llama"),
+        Field("general.architecture", "str", mapping.family.architecture),
         Field("general.type", "str", "model"),
         Field("general.name", "str", checkpoint.name if name is None else name),
         *mapping.fields(),
@@ -138,8 +141,10 @@ def _choose_types(
     fallbacks: list[Fallback] = []
     for item in mapped:
         wanted = kind
-        if len(item.shape) == 1 or item.target == ROPE_FACTORS:
+        if _is_float(item):
             wanted = _encode.F32
+        elif item.packed:
+            wanted = _encode.MXFP4
         elif kind.quantized and not pure and item.target in _KEPT_AT_8_BITS:
             wanted = _encode.Q8_0
         written = wanted
@@ -151,20 +156,69 @@ def _choose_types(
     return planned, fallbacks
 
 
+def _is_float(item: Mapped) -> bool:
+    """Whether a tensor is read as floats, or is so small that it had better be."""
+    return (
+        len(item.shape) == 1
+        or item.target.endswith(".bias")
+        or item.target.endswith(".ffn_gate_inp.weight")
+    )
+
+
 def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
     """The data of one tensor, a run of rows at a time."""
     mapped, kind = planned.mapped, planned.out.kind
     if mapped.data is not None:
         yield _encode.encode(mapped.data, kind, mapped.target)
-        return
-    rows = mapped.shape[0]
-    step = max(1, _PIECE_BYTES // (4 * math.prod(mapped.shape[1:])))
+    elif mapped.rule is not None and mapped.rule.experts == "stacked":
+        yield from _expert_pieces(checkpoint, mapped, mapped.rule, kind)
+    elif mapped.rule is not None:
+        for source in mapped.sources:
+            yield from _row_pieces(checkpoint, mapped, mapped.rule, kind, source)
+
+
+def _row_pieces(
+    checkpoint: Checkpoint, mapped: Mapped, rule: Rule, kind: TensorType, source: str
+) -> Iterator[Array]:
+    rows = mapped.shape[1] if rule.experts else mapped.shape[0]
+    step = max(1, _PIECE_BYTES // (4 * math.prod(mapped.shape[2 if rule.experts else 1 :])))
     if mapped.head_rows:
         # Rows change places within their head, so a piece is whole heads.
         step = max(step - step % mapped.head_rows, mapped.head_rows)
-    where = f"{mapped.source} in {checkpoint.file_of(mapped.source)}"
+    where = f"{source} in {checkpoint.file_of(source)}"
+    begin = rule.cut[0] * rows
     for first in range(0, rows, step):
-        piece = checkpoint.read_rows(mapped.source, first, min(first + step, rows))
+        piece = checkpoint.read_rows(source, begin + first, begin + min(first + step, rows))
         if mapped.head_rows:
             piece = pair_rows(piece, mapped.head_rows)
+        if rule.shift:
+            piece += np.float32(rule.shift)
         yield _encode.encode(piece, kind, where)
+
+
+def _expert_pieces(
+    checkpoint: Checkpoint, mapped: Mapped, rule: Rule, kind: TensorType
+) -> Iterator[Array]:
+    """One expert after the other, of which no more than one is in memory."""
+    first = mapped.sources[0]
+    where = f"{first} in {checkpoint.file_of(first)}"
+    for expert in range(mapped.shape[0]):
+        if mapped.packed:
+            blocks, scales = (
+                _cut(checkpoint.read_bytes(name, expert, expert + 1)[0], rule)
+                for name in mapped.sources
+            )
+            yield _encode.pack_mxfp4(blocks, scales)
+            continue
+        rows = checkpoint.read_rows(first, expert, expert + 1)[0]
+        rows = _cut(rows.T if rule.transposed else rows, rule)
+        yield _encode.encode(np.ascontiguousarray(rows), kind, where)
+
+
+def _cut(rows: Array, rule: Rule) -> Array:
+    """The part of the rows that the rule takes."""
+    part, parts = rule.cut
+    if rule.alternates:
+        return rows[part::parts]
+    size = len(rows) // parts
+    return rows[part * size : (part + 1) * size]

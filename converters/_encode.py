@@ -46,6 +46,8 @@ BF16 = TensorType("BF16", 30, 32, 1, 2)
 Q8_0 = TensorType("Q8_0", 8, 7, 32, 34)
 Q4_0 = TensorType("Q4_0", 2, 2, 32, 18)
 Q4_1 = TensorType("Q4_1", 3, 3, 32, 20)
+# Never asked for: what is stored as it stays so.
+MXFP4 = TensorType("MXFP4", 39, 38, 32, 17)
 
 BY_NAME = {kind.name.lower(): kind for kind in (F32, F16, BF16, Q8_0, Q4_0, Q4_1)}
 
@@ -127,3 +129,21 @@ def encode(array: Floats, kind: TensorType, name: str) -> Array:
             f"found {packed.dtype} {packed.shape}"
         )
     return np.ascontiguousarray(packed)
+
+
+def pack_mxfp4(blocks: Array, scales: Array) -> Array:
+    """Turns a checkpoint's MXFP4 into GGUF's: the same bits in another order.
+
+    Args:
+        blocks: uint8 [rows, blocks, 16]; byte i has weight 2 i in its low nibble and weight
+            2 i + 1 in its high one.
+        scales: uint8 [rows, blocks], powers of two.
+
+    Returns:
+        uint8 [rows, blocks * 17]: the scale, then byte i with weight i in its low nibble and
+        weight i + 16 in its high one.
+    """
+    weights = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(*blocks.shape[:2], 32)
+    packed = weights[..., :16] | (weights[..., 16:] << 4)
+    whole = np.concatenate([scales[..., None], packed], axis=-1)
+    return np.ascontiguousarray(whole).reshape(blocks.shape[0], -1)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from converters._json import parse_object
-from converters._source import Floats, TensorEntry
+from converters._source import Array, Floats, TensorEntry
 from pyengine._errors import ConversionError, ModelFileError
 
 # Bytes of one element. Types that this package cannot turn into numbers are known all the same,
@@ -98,8 +98,34 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name!r}: expected dtype F32, F16 or BF16, "
                 f"found {entry.dtype}"
             )
-        inner = entry.shape[1:]
-        row_bytes = math.prod(inner) * _ITEM_BYTES[entry.dtype]
+        raw = self._read(entry, first, last)
+        shape = (last - first, *entry.shape[1:])
+        if entry.dtype == "F32":
+            return raw.view("<f4").astype(np.float32, copy=False).reshape(shape)
+        if entry.dtype == "F16":
+            return raw.view("<f2").astype(np.float32).reshape(shape)
+        # BF16 is the upper half of a float32.
+        wide = raw.view("<u2").astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32).reshape(shape)
+
+    def read_bytes(self, name: str, first: int, last: int) -> Array:
+        """Reads [first, last) of a tensor of bytes along the slowest dimension.
+
+        Raises:
+            ConversionError: The element type is another.
+            ModelFileError: The system cannot read the file.
+        """
+        entry = self._entries[name]
+        if entry.dtype != "U8":
+            raise ConversionError(
+                f"{self.path}: tensor {name!r}: expected dtype U8, found {entry.dtype}"
+            )
+        return self._read(entry, first, last).reshape(last - first, *entry.shape[1:])
+
+    def _read(self, entry: TensorEntry, first: int, last: int) -> Array:
+        name = entry.name
+        row_bytes = math.prod(entry.shape[1:]) * _ITEM_BYTES[entry.dtype]
         raw = np.empty((last - first) * row_bytes, np.uint8)
         try:
             self._file.seek(entry.start + first * row_bytes)
@@ -109,15 +135,7 @@ class SafetensorsFile:
             raise ModelFileError(
                 f"{self.path}: tensor {name!r}: cannot be read: {error.strerror or error}"
             ) from error
-        shape = (last - first, *inner)
-        if entry.dtype == "F32":
-            return raw.view("<f4").astype(np.float32, copy=False).reshape(shape)
-        if entry.dtype == "F16":
-            return raw.view("<f2").astype(np.float32).reshape(shape)
-        # BF16 is the upper half of a float32.
-        wide = raw.view("<u2").astype(np.uint32)
-        wide <<= 16
-        return wide.view(np.float32).reshape(shape)
+        return raw
 
     def _fill(self, buffer: np.ndarray[Any, Any], name: str) -> None:
         view = buffer.data

@@ -45,6 +45,10 @@ class TensorFile(Protocol):
         """Reads [first, last) along the slowest dimension as float32, in memory of its own."""
         ...
 
+    def read_bytes(self, name: str, first: int, last: int) -> Array:
+        """Reads [first, last) of a tensor of bytes (U8), in memory of its own."""
+        ...
+
     def close(self) -> None:
         """Releases the file; safe to call twice."""
         ...

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from converters._source import Floats, TensorEntry
+from converters._source import Array, Floats, TensorEntry
 from pyengine._errors import ConversionError
 
 _DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
@@ -74,6 +74,19 @@ class TorchBinFile:
     def entries(self) -> Mapping[str, TensorEntry]:
         """Every tensor by name."""
         return self._entries
+
+    def read_bytes(self, name: str, first: int, last: int) -> Array:
+        """Reads [first, last) of a tensor of bytes along the slowest dimension.
+
+        Raises:
+            ConversionError: The element type is another.
+        """
+        rows = self._tensors[name][first:last].contiguous()
+        if rows.dtype != self._torch.uint8:
+            raise ConversionError(
+                f"{self.path}: tensor {name!r}: expected dtype U8, found {rows.dtype}"
+            )
+        return np.array(rows.numpy(), copy=True)
 
     def close(self) -> None:
         """Drops the mapping; safe to call twice."""

@@ -26,6 +26,9 @@ import checkpoints  # noqa: E402
 
 N_POSITIONS = 40
 N_GREEDY = 24
+# Of the families' goldens, which share the first golden's tokenizer; the last of a longer text.
+N_FAMILY_POSITIONS = 75
+N_FAMILY_ROWS = 6
 GOLDENS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     "llama-grouped-tied": (checkpoints.VARIANTS["grouped"], torch.bfloat16),
     "llama3-rope-biases": (
@@ -44,9 +47,113 @@ GOLDENS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     ),
 }
 
+FULL, SLIDING = "full_attention", "sliding_attention"
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "qwen2": {"family": "Qwen2"},
+    "qwen3": {"family": "Qwen3", "head_dim": 16, "tie_word_embeddings": False},
+    "gemma2": {
+        "family": "Gemma2",
+        "head_dim": 16,
+        "query_pre_attn_scalar": 12,
+        "sliding_window": 33,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 6.0,
+    },
+    "gemma3": {
+        "family": "Gemma3",
+        "num_hidden_layers": 3,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "sliding_window": 20,
+        "layer_types": [SLIDING, FULL, SLIDING],
+        "rope_parameters": {
+            FULL: {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "phi3": {
+        "family": "Phi3",
+        "original_max_position_embeddings": 32,
+        "sliding_window": None,
+        "rope_parameters": {
+            "rope_type": "longrope",
+            "rope_theta": 1e4,
+            "partial_rotary_factor": 0.75,
+            "long_factor": [1.0, 2.0, 5.0],
+            "short_factor": [1.0, 1.1, 1.3],
+            "original_max_position_embeddings": 32,
+        },
+    },
+    "granite": {
+        "family": "Granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 0.5,
+    },
+    "smollm3": {"family": "SmolLM3", "no_rope_layers": [1, 0]},
+    "olmo2": {"family": "Olmo2"},
+    "olmo3": {"family": "Olmo3", "sliding_window": 33, "layer_types": [SLIDING, FULL]},
+    "ministral3": {
+        "family": "Ministral3",
+        "head_dim": 16,
+        "rope_parameters": {
+            **YARN,
+            "rope_theta": 1e4,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.3,
+        },
+    },
+    "mixtral": {"family": "Mixtral", "num_local_experts": 3},
+    "qwen3moe": {
+        "family": "Qwen3Moe",
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "head_dim": 16,
+    },
+    "granitemoe": {
+        "family": "GraniteMoeShared",
+        "num_local_experts": 3,
+        "shared_intermediate_size": 32,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.3,
+    },
+    "gpt-oss": {
+        "family": "GptOss",
+        "num_local_experts": 3,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "sliding_window": 33,
+        "rope_parameters": {**YARN, "rope_theta": 1e4, "truncate": False},
+    },
+}
+
+
+def make_family(folder: Path, variant: dict[str, Any], words: tokenizers.Tokenizer) -> None:
+    """One family's checkpoint, without a tokenizer, and its logits."""
+    shutil.rmtree(folder, ignore_errors=True)
+    small = {"hidden_size": 32, "intermediate_size": 32} | variant
+    checkpoints.save_checkpoint(folder, small, seed=3, dtype=torch.bfloat16)
+    for name in ("tokenizer.json", "generation_config.json"):
+        (folder / name).unlink(missing_ok=True)
+    tokens = words.encode(checkpoints.TEXT).ids[:N_FAMILY_POSITIONS]
+    logits = checkpoints.reference_logits(checkpoints.load(folder), tokens)
+    np.save(folder / "logits.npy", logits[-N_FAMILY_ROWS:].numpy())
+    (folder / "tokens.json").write_text(json.dumps(tokens) + "\n")
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    print(f"{folder.name}: {size} bytes, deviation {logits.std():.2f}")
+
 
 def main() -> None:
     """Replaces all goldens."""
+    words = checkpoints.tokenizer()
+    for name, variant in FAMILIES.items():
+        make_family(HERE / "families" / name, variant, words)
+    if "--families" in sys.argv:
+        return
     for seed, (name, (variant, dtype)) in enumerate(GOLDENS.items()):
         folder = HERE / name
         shutil.rmtree(folder, ignore_errors=True)

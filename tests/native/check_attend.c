@@ -27,6 +27,7 @@ typedef struct scene {
     size_t d_k, d_v, n_queries, n_pages;
     uint32_t n_valid[MAX_QUERIES];  // of the last page; the others are full
     float scale;
+    float softcap;
     float *q;
     void *keys[MAX_PAGES];
     void *values[MAX_PAGES];
@@ -152,7 +153,7 @@ static void attend(pe_isa isa, const scene *s, size_t first, size_t n, pe_softma
             }
         }
         kernels[isa].attend(softmax, acc, s->q + first * s->d_k, n_valid, n, keys, values, s->d_k,
-                            d_v, s->scale);
+                            d_v, s->scale, s->softcap);
     }
 }
 
@@ -172,6 +173,10 @@ static void check_query(const scene *s, size_t i, pe_softmax softmax, const floa
                 (double)item(s, s->keys[j / PE_PAGE_TOKENS], true, d, j % PE_PAGE_TOKENS);
             score[j] += (double)s->q[i * s->d_k + d] * k * (double)s->scale;
             magnitude += fabs((double)s->q[i * s->d_k + d] * k * (double)s->scale);
+        }
+        if (s->softcap > 0.0f) {
+            score[j] = (double)s->softcap * tanh(score[j] / (double)s->softcap);
+            magnitude += 8.0 / ((double)s->d_k + 2.0) * (double)s->softcap;
         }
         max = fmax(max, score[j]);
         widest = fmax(widest, magnitude);
@@ -245,6 +250,7 @@ static void attend_pages(pe_kv_type type) {
             scene s = {.type = type,
                        .d_k = WIDTHS[w],
                        .d_v = WIDTHS[(w + round) % PE_LEN(WIDTHS)],
+                       .softcap = round % 4 == 3 ? 5.0f : 0.0f,
                        .n_queries = 1 + (round + w) % MAX_QUERIES,
                        .n_pages = 1 + (round + w) % MAX_PAGES};
             for (size_t i = 0; i < s.n_queries; i++) {
@@ -409,6 +415,72 @@ static void silu_mul(void) {
     }
 }
 
+static double gelu(double x) {
+    return 0.5 * x * (1.0 + tanh(0.7978845608028654 * (x + 0.044715 * x * x * x)));
+}
+
+static double clamped_gate(double x) {
+    x = x > 7.0 ? 7.0 : x;
+    return x / (1.0 + exp(-1.702 * x));
+}
+
+static double clamped_up(double x) {
+    return (x > 7.0 ? 7.0 : x < -7.0 ? -7.0 : x) + 1.0;
+}
+
+/* An argument of exp near 20 that is off by 2 EPS of itself makes 40 EPS of the result;
+ * larger ones leave nothing of it. */
+static void gates(void) {
+    init_kernels();
+    for (uint32_t round = 0; round < 4000; round++) {
+        const size_t n = 1 + round % 40;
+        const float width = round % 3 == 0 ? 30.0f : round % 3 == 1 ? 5.0f : 0.01f;
+        float *gate = guarded(0, n * sizeof *gate);
+        float *up = guarded(1, n * sizeof *up);
+        float expected[3][40];
+        for (size_t i = 0; i < n; i++) {
+            gate[i] = rng_f32(-width, width);
+            up[i] = rng_f32(-9.0f, 9.0f);
+        }
+        const size_t hit = rng_below((uint32_t)n);
+        gate[hit] = round % 16 == 0 ? NAN : round % 16 == 1 ? -0.0f : gate[hit];
+        up[hit] = round % 16 == 2 ? NAN : up[hit];
+        FOR_EACH_ISA(isa) {
+            float *out = guarded(2, n * sizeof *out);
+            for (uint32_t what = 0; what < 3; what++) {
+                if (what == 0) {
+                    kernels[isa].gelu_mul(out, gate, up, n);
+                } else if (what == 1) {
+                    kernels[isa].clamped_mul(out, gate, up, n, 7.0f);
+                } else {
+                    memcpy(out, gate, n * sizeof *out);
+                    kernels[isa].softcap(out, n, 3.0f);
+                }
+                for (size_t i = 0; i < n && isa == PE_ISA_SCALAR; i++) {
+                    const double g = (double)gate[i];
+                    const double u = (double)up[i];
+                    const double y = what == 0   ? gelu(g) * u
+                                     : what == 1 ? clamped_gate(g) * clamped_up(u)
+                                                 : 3.0 * tanh(g / 3.0);
+                    const double size = what == 2 ? 3.0 : fabs(what == 0 ? g * u : g * 8.0);
+                    expected[what][i] = out[i];
+                    CHECK(isnan(y) ? is_nan(out[i]) : fabs((double)out[i] - y) <= 16.0 * EPS * size,
+                          "gate %u of %g, %g: found %g, in double %g", what, g, u, (double)out[i],
+                          y);
+                }
+                CHECK_U64(first_difference(out, expected[what], n), n);
+            }
+            memcpy(out, gate, n * sizeof *out);
+            kernels[isa].gelu_mul(out, out, up, n);
+            CHECK_U64(first_difference(out, expected[0], n), n);
+            memcpy(out, gate, n * sizeof *out);
+            kernels[isa].clamped_mul(out, out, up, n, 7.0f);
+            CHECK_U64(first_difference(out, expected[1], n), n);
+        }
+        check_guards();
+    }
+}
+
 /* The exponential by itself: the softmax sum of one score, seen from maximum 0. */
 static void exponential(void) {
     init_kernels();
@@ -423,7 +495,8 @@ static void exponential(void) {
             float acc[PE_LANES] = {0};
             const uint32_t n_valid = 1;
             pe_softmax softmax = {.max = 0.0f, .sum = 0.0f};
-            kernels[isa].attend(&softmax, acc, &one, &n_valid, 1, page, values, 1, PE_LANES, 1.0f);
+            kernels[isa].attend(&softmax, acc, &one, &n_valid, 1, page, values, 1, PE_LANES, 1.0f,
+                                0.0f);
             sums[isa] = softmax.sum;
             CHECK_U64(first_difference(&sums[isa], &sums[PE_ISA_SCALAR], 1), 1);
         }
@@ -435,7 +508,8 @@ static void exponential(void) {
 int main(void) {
     static const test_case tests[] = {
         TEST(attend_f32),         TEST(attend_f16), TEST(attend_q8_0), TEST(attend_q4_0),
-        TEST(attend_not_numbers), TEST(rms_norm),   TEST(silu_mul),    TEST(exponential),
+        TEST(attend_not_numbers), TEST(rms_norm),   TEST(silu_mul),    TEST(gates),
+        TEST(exponential),
     };
     return run_tests(tests, PE_LEN(tests));
 }

@@ -214,6 +214,9 @@ void put_tiny_llama(bytes *out, const tiny_llama *options) {
     if (options->n_experts > 0) {
         add_u32(&b, "llama.expert_count", options->n_experts);
     }
+    if (options->window > 0) {
+        add_u32(&b, "llama.attention.sliding_window", options->window);
+    }
     if (options->scaling != NULL) {
         put_meta_string(&b.meta, "llama.rope.scaling.type", options->scaling);
         b.n_meta++;

@@ -43,6 +43,7 @@ typedef struct tiny_llama {
     const char *scaling;      // llama.rope.scaling.type
     uint32_t n_experts;
     uint32_t n_kv_heads;
+    uint32_t window;    // llama.attention.sliding_window
     uint32_t n_tokens;  // tokenizer.ggml.tokens has so many
     bool tied;          // no output.weight
     bool has_bias;      // all biases, and rope_freqs

@@ -95,10 +95,12 @@ static void rope_tables(void) {
             for (uint32_t i = 0; i < n_pairs; i++) {
                 factors[i] = rng_f32(1.0f, 8.0f);
             }
-            pe_rope_freqs(freqs, n_pairs, bases[b], 4.0f, NULL);
-            pe_rope_freqs(scaled, n_pairs, bases[b], 4.0f, factors);
+            pe_rope_rule rule = {.base = bases[b], .factor = 4.0f};
+            pe_rope_freqs(freqs, n_pairs, &rule);
+            rule.factors = factors;
+            pe_rope_freqs(scaled, n_pairs, &rule);
             const uint32_t position = rng_below(8192);
-            pe_rope_angles(angles, freqs, n_pairs, position);
+            pe_rope_angles(angles, freqs, n_pairs, position, 1.0f);
             for (uint32_t i = 0; i < n_pairs; i++) {
                 const double freq = pow((double)bases[b], -(double)i / n_pairs) / 4.0;
                 const double angle = (double)((float)position * freqs[i]);
@@ -115,13 +117,48 @@ static void rope_tables(void) {
     pe_rope_rotate_pairs(head, quarter, 2);
     const float turned[6] = {-2.0f, 1.0f, -3.0f, -4.0f, 5.0f, 6.0f};
     CHECK_U64(first_difference(head, turned, 6), 6);
+    float halves[6] = {1.0f, 3.0f, 2.0f, 4.0f, 5.0f, 6.0f};
+    pe_rope_rotate_halves(halves, quarter, 2);
+    const float turned_halves[6] = {-2.0f, -3.0f, 1.0f, -4.0f, 5.0f, 6.0f};
+    CHECK_U64(first_difference(halves, turned_halves, 6), 6);
+}
+
+/* YaRN keeps what turns beta_fast times over the trained context or more often, divides
+ * what turns beta_slow times or less often, and is between in between. */
+static void yarn_frequencies(void) {
+    const pe_rope_rule plain = {.base = 10000.0f, .factor = 1.0f};
+    pe_rope_rule rule = {.base = 10000.0f,
+                         .factor = 8.0f,
+                         .is_yarn = true,
+                         .beta_fast = 32.0f,
+                         .beta_slow = 1.0f,
+                         .n_ctx = 4096};
+    float kept[64];
+    float whole[64];
+    float mixed[64];
+    pe_rope_freqs(kept, 64, &plain);
+    pe_rope_freqs(mixed, 64, &rule);
+    rule.truncates = true;
+    pe_rope_freqs(whole, 64, &rule);
+    // Pairs of 32 turns and of 1 turn: 64 ln(4096 / (2 pi t)) / ln 10000 = 20.94 and 45.03.
+    for (uint32_t i = 0; i < 64; i++) {
+        const double share = i <= 20.944 ? 0.0 : i >= 45.027 ? 1.0 : (i - 20.944) / 24.083;
+        const double coarse = i <= 20 ? 0.0 : i >= 46 ? 1.0 : (i - 20.0) / 26.0;
+        const double freq = (double)kept[i];
+        CHECK(fabs((double)mixed[i] / freq - (1.0 - share * 7.0 / 8.0)) < 1e-4, "pair %u", i);
+        CHECK(fabs((double)whole[i] / freq - (1.0 - coarse * 7.0 / 8.0)) < 1e-6, "pair %u", i);
+    }
+    float angles[2];
+    pe_rope_angles(angles, kept, 1, 0, 1.5f);
+    CHECK(angles[0] == 1.5f && angles[1] == 0.0f, "magnitude: %g %g", (double)angles[0],
+          (double)angles[1]);
 }
 
 int main(void) {
     static const test_case tests[] = {
         TEST(exponential),     TEST(logarithm),
         TEST(sine_and_cosine), TEST(sine_and_cosine_of_large_angles),
-        TEST(rope_tables),
+        TEST(rope_tables),     TEST(yarn_frequencies),
     };
     return run_tests(tests, PE_LEN(tests));
 }

@@ -15,7 +15,7 @@
 #define N_HEADS 4
 #define N_KV_HEADS 2
 #define D_HEAD 16
-#define N_TOKENS 45
+#define N_TOKENS 110
 
 /* ---- the model in double ---------------------------------------------- */
 
@@ -74,12 +74,15 @@ static void rotate(const pe_file *file, double *heads, size_t n_heads, size_t po
 static double keys[2][N_TOKENS][N_KV_HEADS * D_HEAD];
 static double values[2][N_TOKENS][N_KV_HEADS * D_HEAD];
 
+static size_t window = 1000;
+
 static void attend(unsigned layer, size_t position, const double *q, double *out) {
+    const size_t first = position + 1 > window ? position + 1 - window : 0;
     for (size_t h = 0; h < N_HEADS; h++) {
         const size_t at = h / (N_HEADS / N_KV_HEADS) * D_HEAD;
         double sum = 0.0;
         memset(out + h * D_HEAD, 0, D_HEAD * sizeof *out);
-        for (size_t j = 0; j <= position; j++) {
+        for (size_t j = first; j <= position; j++) {
             double score = 0.0;
             for (size_t d = 0; d < D_HEAD; d++) {
                 score += q[h * D_HEAD + d] * keys[layer][j][at + d];
@@ -196,11 +199,23 @@ static void biases_and_rope_factors(void) {
     compare(&model);
 }
 
+/* Pages of 32 positions: windows inside one page, of a whole page, over several. */
+static void windows(void) {
+    static const uint32_t sizes[] = {1, 7, 32, 33, 64, 75};
+    for (size_t i = 0; i < PE_LEN(sizes); i++) {
+        const tiny_llama model = {.dtype = PE_DTYPE_F32, .window = sizes[i]};
+        window = sizes[i];
+        compare(&model);
+    }
+    window = 1000;
+}
+
 int main(void) {
     static const test_case tests[] = {
         TEST(plain),
         TEST(tied_embedding),
         TEST(biases_and_rope_factors),
+        TEST(windows),
     };
     return run_tests(tests, PE_LEN(tests));
 }

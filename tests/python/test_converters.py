@@ -27,7 +27,7 @@ import converters
 import pyengine
 from converters import __main__ as cli
 from converters import _encode, _gguf_writer
-from converters._llama import LlamaMapping, pair_rows
+from converters._mapping import ModelMapping, pair_rows
 from converters._progress import ProgressBar
 from converters._safetensors import SafetensorsFile
 from pyengine._errors import ArgumentError, ConversionError, ModelFileError
@@ -370,7 +370,7 @@ def test_linear_rope_in_both_spellings() -> None:
         {"rope_scaling": {"type": "linear", "factor": 4}, "rope_theta": 7.0},
         {"rope_parameters": {"rope_type": "linear", "factor": 4, "rope_theta": 7.0}},
     ):
-        fields = {f.key: f.value for f in LlamaMapping({**CONFIG, **config}).fields()}
+        fields = {f.key: f.value for f in ModelMapping({**CONFIG, **config}).fields()}
         assert fields["llama.rope.scaling.type"] == "linear"
         assert fields["llama.rope.scaling.factor"] == 4
         assert fields["llama.rope.freq_base"] == 7.0
@@ -422,32 +422,34 @@ def test_rows_that_are_no_whole_blocks_fall_back(make: Maker) -> None:
         ({"rms_norm_eps": float("nan")}, "rms_norm_eps: expected a positive number, found nan"),
         ({"hidden_act": "gelu"}, "hidden_act: expected 'silu', found 'gelu'"),
         ({"quantization_config": {"quant_method": "gptq"}}, "quantization_config: .*'gptq'"),
-        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: type: expected .* found 'yarn'"),
+        ({"rope_scaling": {"type": "ntk"}}, "rope_scaling: type: expected .* found 'ntk'"),
+        ({"rope_scaling": {"type": "yarn"}}, "factor: expected a positive number, found nothing"),
         ({"rope_parameters": {"rope_type": "dynamic"}}, "rope_type: expected .* found 'dynamic'"),
         ({"rope_parameters": {"full_attention": {}}}, "full_attention: expected one setting"),
         ({"rope_scaling": {"type": "linear"}}, "factor: expected a positive number, found nothing"),
         ({"rope_scaling": {**LLAMA3_ROPE, "low_freq_factor": 4}}, "low_freq_factor: expected less"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor: expected 1.0, found 0.5"),
         (
-            {"architectures": ["MistralForCausalLM"], "sliding_window": 64},
-            "sliding_window: expected null or at least the context of 128 tokens .* found 64",
+            {"architectures": ["MistralForCausalLM"], "sliding_window": -1},
+            "sliding_window: expected a positive integer, found -1",
         ),
     ],
 )
 def test_bad_config(config: Json, message: str) -> None:
     with pytest.raises(ConversionError, match=message):
-        LlamaMapping({**CONFIG, **config})
+        ModelMapping({**CONFIG, **config})
 
 
 def test_config_defaults_of_each_architecture() -> None:
     plain = {k: v for k, v in CONFIG.items() if k != "num_key_value_heads"}
-    assert LlamaMapping(plain).shape.kv_heads == HEADS
+    assert ModelMapping(plain).shape.kv_heads == HEADS
     bare = {k: v for k, v in plain.items() if k != "architectures"}
     mistral = {**bare, "model_type": "mistral", "num_attention_heads": 16}
-    assert LlamaMapping(mistral).shape.kv_heads == 8
-    with pytest.raises(ConversionError, match="absent means 4096"):
-        LlamaMapping({**mistral, "max_position_embeddings": 32768})
-    LlamaMapping({**mistral, "max_position_embeddings": 32768, "sliding_window": None})
+    assert ModelMapping(mistral).shape.kv_heads == 8
+    key = "llama.attention.sliding_window"
+    for config, window in (({}, 4096), ({"sliding_window": None}, None)):
+        mapping = ModelMapping({**mistral, "max_position_embeddings": 32768, **config})
+        assert {f.key: f.value for f in mapping.fields()}.get(key) == window
 
 
 def test_missing_unknown_and_misshapen_tensors(make: Maker) -> None:

@@ -517,14 +517,34 @@ MODELS: dict[str, tuple[Spoil, type[PyengineError], str]] = {
         r"blk\.2\.attn_norm\.weight: .* of 2 layers",
     ),
     "experts": (
-        changed(llama__expert_count=8),
-        UnsupportedModelError,
-        "expected a dense model, found a mixture of 8 experts",
+        changed(llama__expert_count=8, llama__expert_used_count=2),
+        ModelFormatError,
+        r"blk\.0\.ffn_gate_inp\.weight: expected a tensor .* found none",
     ),
     "rope scaling": (
-        changed(llama__rope__scaling__type="yarn"),
+        changed(llama__rope__scaling__type="ntk"),
         UnsupportedModelError,
-        'rope.scaling.type: expected none or linear, found "yarn"',
+        'rope.scaling.type: expected none, linear, yarn or longrope, found "ntk"',
+    ),
+    "windows of fewer layers than there are": (
+        changed(
+            llama__attention__sliding_window=8, llama__attention__sliding_window_pattern=[True]
+        ),
+        ModelFormatError,
+        "sliding_window_pattern: expected a flag for layer 1, found an array of 1 items",
+    ),
+    "windows that are no flags": (
+        changed(
+            llama__attention__sliding_window=8,
+            llama__attention__sliding_window_pattern=["a", "b"],
+        ),
+        ModelFormatError,
+        "sliding_window_pattern: expected a flag for layer 0, found an array of 2 items",
+    ),
+    "scale of nothing": (
+        changed(llama__attention__scale=0.0),
+        ModelFormatError,
+        "attention scale: expected 1e-06 to 1000000, found 0",
     ),
     "rope factor of 0": (
         lambda model: model.tensors.update({"rope_freqs.weight": np.zeros(8, np.float32)}),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -39,6 +40,11 @@ def test_binding_knows_every_declared_function() -> None:
 def test_every_status_has_an_exception() -> None:
     codes = {getattr(_native.lib, n) for n in dir(_native.lib) if n.startswith("PE_ERR_")}
     assert codes == set(_native.EXCEPTIONS)
+
+
+def test_table_of_models_is_current() -> None:
+    made = runpy.run_path(str(ROOT / "docs/make_models.py"))["text"]()
+    assert made == (ROOT / "docs/MODELS.md").read_text("utf-8")
 
 
 def test_version_is_one() -> None:

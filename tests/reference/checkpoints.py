@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import tokenizers
 import torch
+import transformers
 from tokenizers import decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 
 TEXT = """Once upon a time there was a little cat who lived in a small house by the sea.
 Every day the cat sat at the window and watched the boats. "One day I will go to the sea, too,"
 said the cat. In the year 1999 a café opened at the harbour; it cost 5 € to get in, and 日本語 was
 written on the door. The cat didn't mind. It was happy there, and it's happy still.
 """
+
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 500000.0,
+}
+_YARN = {
+    "rope_type": "yarn",
+    "factor": 8.0,
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+_LONG = {
+    "rope_type": "longrope",
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0],
+    "short_factor": [1.0, 1.0, 1.1, 1.2, 1.3, 1.5],
+    "original_max_position_embeddings": 64,
+    "rope_theta": 10000.0,
+}
+_LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+_WINDOW = {"use_sliding_window": True, "sliding_window": 37}
+_SLIDING, _FULL = "sliding_attention", "full_attention"
 
 # What each checkpoint differs in from the smallest grouped-query Llama.
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -25,31 +51,198 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "narrower heads": {"head_dim": 8},
     "untied": {"tie_word_embeddings": False},
     "biases": {"attention_bias": True, "mlp_bias": True},
-    "linear rope": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}},
-    "llama3 rope": {
+    "linear rope": {"rope_parameters": _LINEAR},
+    "yarn rope": {"rope_parameters": _YARN},
+    "longrope": {
         "rope_parameters": {
-            "rope_type": "llama3",
-            "factor": 8.0,
-            "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 64,
-            "rope_theta": 500000.0,
+            **_LONG,
+            "long_factor": [*_LONG["long_factor"], 9.0, 11.0],
+            "short_factor": [*_LONG["short_factor"], 1.6, 1.7],
         }
     },
+    "llama3 rope": {"rope_parameters": _LLAMA3_ROPE},
     "rope base": {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}},
     "epsilon": {"rms_norm_eps": 1e-2},
-    "mistral": {"mistral": True, "head_dim": 32, "tie_word_embeddings": False},
+    "mistral": {"family": "Mistral", "head_dim": 32, "tie_word_embeddings": False},
+    "mistral window": {"family": "Mistral", "sliding_window": 50},
+    "qwen2": {"family": "Qwen2"},
+    "qwen2 window": {
+        "family": "Qwen2",
+        **_WINDOW,
+        "max_window_layers": 1,
+        "num_hidden_layers": 3,
+        "tie_word_embeddings": False,
+        "rope_parameters": _YARN,
+    },
+    "qwen3": {"family": "Qwen3", "head_dim": 32},
+    "qwen3 window": {
+        "family": "Qwen3",
+        **_WINDOW,
+        "num_hidden_layers": 4,
+        "layer_types": [_FULL, _SLIDING, _SLIDING, _FULL],
+        "head_dim": 8,
+        "attention_bias": True,
+        "num_key_value_heads": 4,
+        "tie_word_embeddings": False,
+    },
+    "gemma2": {
+        "family": "Gemma2",
+        "num_hidden_layers": 4,
+        "head_dim": 24,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 40,
+        "attn_logit_softcapping": 4.0,
+        "final_logit_softcapping": 6.0,
+    },
+    "gemma2 other": {
+        "family": "Gemma2",
+        "num_hidden_layers": 3,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 7,
+        "sliding_window": 33,
+        "layer_types": [_SLIDING, _SLIDING, _FULL],
+        "attn_logit_softcapping": None,
+        "final_logit_softcapping": None,
+        "num_key_value_heads": 1,
+        "rope_parameters": _LINEAR,
+    },
+    "gemma3": {
+        "family": "Gemma3",
+        "num_hidden_layers": 7,
+        "head_dim": 24,
+        "query_pre_attn_scalar": 24,
+        "sliding_window": 40,
+        "rope_parameters": {
+            _FULL: {**_LINEAR, "rope_theta": 1e6},
+            _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "gemma3 other": {
+        "family": "Gemma3",
+        "num_hidden_layers": 4,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 30,
+        "sliding_window": 17,
+        "layer_types": [_FULL, _SLIDING, _SLIDING, _FULL],
+        "final_logit_softcapping": 5.0,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            _FULL: {"rope_type": "default", "rope_theta": 5e5},
+            _SLIDING: {"rope_type": "default", "rope_theta": 3e3},
+        },
+    },
+    "phi3": {"family": "Phi3", "tie_word_embeddings": False, "sliding_window": None},
+    "phi3 longrope": {
+        "family": "Phi3",
+        "original_max_position_embeddings": 64,
+        "sliding_window": 70,
+        "rope_parameters": {**_LONG, "partial_rotary_factor": 0.75},
+    },
+    "granite": {
+        "family": "Granite",
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.11,
+        "logits_scaling": 0.5,
+        "attention_bias": True,
+        "mlp_bias": True,
+    },
+    "smollm3": {"family": "SmolLM3", "num_hidden_layers": 5},
+    "smollm3 other": {
+        "family": "SmolLM3",
+        "num_hidden_layers": 3,
+        "no_rope_layers": [1, 0, 1],
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+        **_WINDOW,
+    },
+    "olmo2": {"family": "Olmo2", "tie_word_embeddings": False, "attention_bias": True},
+    "olmo2 plain": {"family": "Olmo2", "num_key_value_heads": 4},
+    "olmo3": {
+        "family": "Olmo3",
+        "num_hidden_layers": 5,
+        "sliding_window": 35,
+        "rope_parameters": {
+            _FULL: _YARN,
+            _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "ministral3": {
+        "family": "Ministral3",
+        "head_dim": 32,
+        "rope_parameters": {
+            **_YARN,
+            "mscale": 1.0,
+            "mscale_all_dim": 1.0,
+            "llama_4_scaling_beta": 0.3,
+        },
+    },
+    "mixtral": {"family": "Mixtral", "num_local_experts": 6, "tie_word_embeddings": False},
+    "qwen3moe": {
+        "family": "Qwen3Moe",
+        "num_experts": 8,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "norm_topk_prob": True,
+        "head_dim": 24,
+    },
+    "qwen3moe unnormed": {
+        "family": "Qwen3Moe",
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "attention_bias": True,
+        **_WINDOW,
+    },
+    "granitemoe": {
+        "family": "GraniteMoe",
+        "num_local_experts": 5,
+        "num_experts_per_tok": 3,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.11,
+        "logits_scaling": 0.5,
+    },
+    "granitemoeshared": {
+        "family": "GraniteMoeShared",
+        "num_local_experts": 4,
+        "shared_intermediate_size": 128,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.25,
+    },
+    "gpt-oss": {
+        "family": "GptOss",
+        "num_hidden_layers": 4,
+        "num_local_experts": 5,
+        "num_experts_per_tok": 2,
+        "head_dim": 16,
+        "sliding_window": 40,
+        "tie_word_embeddings": False,
+        "rope_parameters": {**_YARN, "beta_fast": 32.0, "beta_slow": 1.0, "truncate": True},
+    },
+    "gpt-oss other": {
+        "family": "GptOss",
+        "num_local_experts": 4,
+        "num_experts_per_tok": 3,
+        "head_dim": 32,
+        "sliding_window": 33,
+        "layer_types": [_FULL, _SLIDING],
+        "attention_bias": False,
+        "rope_parameters": {**_YARN, "truncate": False},
+    },
 }
 
 
-def tokenizer() -> tokenizers.Tokenizer:
+def tokenizer(family: str = "Llama") -> tokenizers.Tokenizer:
     """A byte-level BPE of 300 tokens with GPT-2's rule, the first of which ends a text."""
+    # llama.cpp insists on these in whatever calls itself Phi 3.
+    more = ["<unk>", "<s>", "</s>"] if family == "Phi3" else []
     made = tokenizers.Tokenizer(models.BPE())
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=300,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=["<|endoftext|>", *more],
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
@@ -61,7 +254,8 @@ def save_checkpoint(
     folder: Path, variant: dict[str, Any], *, seed: int = 1, dtype: torch.dtype = torch.float32
 ) -> None:
     """Writes config.json, model.safetensors and tokenizer.json; every weight is random."""
-    words = tokenizer()
+    family = variant.get("family", "Llama")
+    words = tokenizer(family)
     options: dict[str, Any] = {
         "vocab_size": words.get_vocab_size(),
         "hidden_size": 64,
@@ -73,11 +267,14 @@ def save_checkpoint(
         "tie_word_embeddings": True,
         "bos_token_id": 0,
         "eos_token_id": 0,
-    } | variant
-    if options.pop("mistral", False):
-        model: Any = MistralForCausalLM(MistralConfig(sliding_window=None, **options))
-    else:
-        model = LlamaForCausalLM(LlamaConfig(**options))
+        "pad_token_id": 0,
+        "sliding_window": None,
+    } | copy.deepcopy(variant)
+    options.pop("family", None)
+    config = getattr(transformers, f"{family}{'TextConfig' if family == 'Gemma3' else 'Config'}")
+    model: Any = getattr(transformers, f"{family}ForCausalLM")(config(**options))
+    # Gemma's norms add 1 to their weights themselves.
+    center = 0.0 if family.startswith("Gemma") else 1.0
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
@@ -85,7 +282,7 @@ def save_checkpoint(
             if name.endswith(".bias"):
                 weight.mul_(0.3)
             elif weight.ndim == 1:
-                weight.mul_(0.2).add_(1.0)
+                weight.mul_(0.2).add_(center)
             else:
                 weight.mul_(1.5 / weight.shape[1] ** 0.5)
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,12 +292,10 @@ def save_checkpoint(
 
 def load(folder: Path) -> Any:
     """The checkpoint as transformers runs it, in float32."""
-    kind = (
-        MistralForCausalLM
-        if "Mistral" in (folder / "config.json").read_text()
-        else LlamaForCausalLM
-    )
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+    # Not the fused kernels: they leave out what some models do to scores.
+    return transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
 
 
 @torch.no_grad()

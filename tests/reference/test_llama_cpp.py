@@ -167,7 +167,22 @@ def test_both_tokenize_alike(stories: Stories, valid_text: str) -> None:
                 assert found == model.tokenize(data, add_bos=False, special=special), sample[:40]
 
 
-@pytest.mark.parametrize("name", checkpoints.VARIANTS)
+# What it does not do, or not so. transformers is right about all of them.
+DIFFERENT_THERE = {
+    "mistral window": "has no windows in this architecture",
+    "qwen2 window": "has no windows in this architecture",
+    "qwen3 window": "has no windows and no output bias in this architecture",
+    "gemma2 other": "derives the scale of scores from the size of the model",
+    "gemma3 other": "derives the scale of scores from the size of the model",
+    "phi3 longrope": "leaves Phi 3's windows out",
+    "smollm3 other": "has no biases and knows one pattern of layers without rotation",
+    "olmo2": "has no output bias in this architecture",
+    "qwen3moe unnormed": "has no biases and always norms the experts' weights",
+    "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
+}
+
+
+@pytest.mark.parametrize("name", [n for n in checkpoints.VARIANTS if n not in DIFFERENT_THERE])
 def test_tiny_files_that_we_write_have_the_same_logits_there(
     tiny: Callable[[str], tuple[Path, Path]], name: str
 ) -> None:
@@ -176,4 +191,6 @@ def test_tiny_files_that_we_write_have_the_same_logits_there(
     with Engine(path) as engine, opened(path, **wide) as model:
         tokens = engine.tokenize(checkpoints.TEXT, add_special=False)[:200]
         found, expected = engine.logits(tokens), logits(model, tokens)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-3)
+    # Its GELU is a table of 16-bit floats.
+    bound = 1e-2 if name.startswith("gemma") else 1e-3
+    np.testing.assert_allclose(found, expected, rtol=0, atol=bound)

@@ -43,6 +43,20 @@ def test_tiny_logits_equal_at_every_position(tiny: Tiny, name: str) -> None:
     with Engine(path) as engine:
         assert engine.tokenize(checkpoints.TEXT, add_special=False)[:200] == tokens
         np.testing.assert_allclose(engine.logits(tokens), expected, rtol=0, atol=1e-4)
+        session = engine.session()
+        one_by_one = [session.feed([token])[0] for token in tokens]
+        np.testing.assert_allclose(one_by_one, expected, rtol=0, atol=1e-4)
+
+
+def test_short_contexts_have_longrope_factors_of_their_own(tiny: Tiny) -> None:
+    source, path = tiny("phi3 longrope")
+    words = tokenizers.Tokenizer.from_file(str(source / "tokenizer.json"))
+    tokens = words.encode(checkpoints.TEXT).ids[:64]
+    expected = checkpoints.reference_logits(checkpoints.load(source), tokens).numpy()
+    with Engine(path, n_ctx=64) as engine:
+        np.testing.assert_allclose(engine.logits(tokens), expected, rtol=0, atol=1e-4)
+    with Engine(path, n_ctx=65) as engine:
+        assert np.abs(engine.logits(tokens) - expected).max() > 0.1
 
 
 def test_trained_logits_equal_at_every_position(

@@ -109,7 +109,7 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
         n_threads = PE_MIN(cores.n_threads, MAX_THREADS);
     }
     PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx),
-                           n_threads, err));
+                           engine->n_ctx, n_threads, err));
     PE_TRY(pe_pool_new(&engine->ops.pool, n_threads, err));
     const pe_resident_mode mode = (pe_resident_mode)params->resident;
     PE_TRY(pe_resident_init(&engine->resident, &engine->model, &engine->ops, mode, err));

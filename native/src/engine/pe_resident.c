@@ -19,9 +19,11 @@
 
 /* ---- which weights ---------------------------------------------------- */
 
-/* A product of at least one full strip gains; a single row is a vector. */
+/* A product of at least one full strip gains; a single row is a vector. Stacked experts
+ * stay where they are: a token reads few of them. */
 static bool gains(const pe_weight *weight) {
-    return weight->data != NULL && weight->n_rows >= PE_STRIP_ROWS && pe_strip_has(weight->dtype);
+    return weight->data != NULL && weight->n_stacked == 1 && weight->n_rows >= PE_STRIP_ROWS &&
+           pe_strip_has(weight->dtype);
 }
 
 static void add_weight(pe_resident *resident, pe_weight *weight) {

@@ -439,6 +439,38 @@ pe_status pe_meta_get_f32(float *out, const pe_meta *meta, pe_error *err) {
     return PE_OK;
 }
 
+pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err) {
+    uint8_t byte;
+    if (meta->type != PE_META_BOOL) {
+        return pe_fail(err, PE_ERR_FORMAT, "%.*s: expected true or false, found %s",
+                       PE_QUOTE(meta->key, meta->key_bytes), type_name(meta->type));
+    }
+    memcpy(&byte, meta->data, sizeof byte);
+    *out = byte != 0;
+    return PE_OK;
+}
+
+bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
+    if (meta->type != PE_META_ARRAY || index >= meta->n_items ||
+        meta->item_type == PE_META_STRING || meta->item_type == PE_META_ARRAY) {
+        return false;
+    }
+    pe_meta item = *meta;
+    item.type = meta->item_type;
+    item.n_bytes = meta->n_bytes / meta->n_items;
+    item.data = (const uint8_t *)meta->data + index * item.n_bytes;
+    uint8_t byte;
+    int64_t integer = 0;
+    if (item.type == PE_META_BOOL) {
+        memcpy(&byte, item.data, sizeof byte);
+        integer = byte;
+    } else if (!as_i64(&integer, &item)) {
+        return false;
+    }
+    *out = integer != 0;
+    return true;
+}
+
 bool pe_meta_is_string(const pe_meta *meta, const char *text) {
     const size_t n = strlen(text);
     return meta->type == PE_META_STRING && meta->n_bytes == n && memcmp(meta->data, text, n) == 0;

@@ -39,6 +39,11 @@ void pe_gguf_free(pe_gguf *gguf);
  * errors   PE_ERR_FORMAT names the key, what was expected and found */
 pe_status pe_meta_get_u32(uint32_t *out, const pe_meta *meta, pe_error *err);
 pe_status pe_meta_get_f32(float *out, const pe_meta *meta, pe_error *err);
+pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err);
+
+/* Element index of an array of booleans or integers, false for zero; false when there is
+ * no such element. */
+bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index);
 
 /* Whether the entry is this string. */
 bool pe_meta_is_string(const pe_meta *meta, const char *text);

@@ -302,9 +302,17 @@ INLINE vec vec_exp(vec x) {
     return vec_mul(p, vec_two_to(t));
 }
 
+/* Division has an operator for the vectors of every compiler that builds this. */
+INLINE vec vec_softcap(vec x, float cap) {
+    const vec e = vec_exp(vec_mul(x, vec_all(2.0f / cap)));
+    const vec rest = vec_all(2.0f) / vec_add(e, vec_all(1.0f));
+    return vec_mul(vec_all(cap), vec_sub(vec_all(1.0f), rest));
+}
+
 /* Turns a page's scores into weights p in place, WEIGH_ROWS queries at once; moves
  * their maxima and gives the sums of p. */
-INLINE void weigh(float *s, float *max, float *sum, const uint32_t *n_valid, float scale) {
+INLINE void weigh(float *s, float *max, float *sum, const uint32_t *n_valid, float scale,
+                  float cap) {
     vec e[WEIGH_ROWS][PAGE_VECS];
     vec m[WEIGH_ROWS];
 #pragma GCC unroll 4
@@ -313,6 +321,7 @@ INLINE void weigh(float *s, float *max, float *sum, const uint32_t *n_valid, flo
 #pragma GCC unroll 8
         for (size_t v = 0; v < PAGE_VECS; v++) {
             e[r][v] = vec_mul(vec_load(s + r * PE_PAGE_TOKENS + v * LANES), vec_all(scale));
+            e[r][v] = cap > 0.0f ? vec_softcap(e[r][v], cap) : e[r][v];
             m[r] = vec_max(vec_keep(e[r][v], m[r], v * LANES, n_valid[r]), m[r]);
         }
     }
@@ -332,7 +341,7 @@ INLINE void weigh(float *s, float *max, float *sum, const uint32_t *n_valid, flo
 
 /* Moves up to ROUND softmax states by a page; p holds scores, then weights. */
 static void move_softmax(pe_softmax *softmax, float *shrink, float *p, const uint32_t *n_valid,
-                         size_t n_queries, float scale) {
+                         size_t n_queries, float scale, float softcap) {
     float before[ROUND] = {0};
     float after[ROUND] = {0};
     float sums[ROUND];
@@ -346,7 +355,7 @@ static void move_softmax(pe_softmax *softmax, float *shrink, float *p, const uin
         valid[i] = 1;
     }
     for (size_t i = 0; i < n_queries; i += WEIGH_ROWS) {
-        weigh(p + i * PE_PAGE_TOKENS, after + i, sums + i, valid + i, scale);
+        weigh(p + i * PE_PAGE_TOKENS, after + i, sums + i, valid + i, scale, softcap);
     }
     for (size_t i = 0; i < n_queries; i += LANES) {
         vec_store(shrink + i, vec_exp(vec_sub(vec_load(before + i), vec_load(after + i))));
@@ -357,17 +366,68 @@ static void move_softmax(pe_softmax *softmax, float *shrink, float *p, const uin
     }
 }
 
+/* ---- gates ------------------------------------------------------------ */
+
+/* LANES numbers, or the n of them that there are and zeros behind. */
+INLINE vec load_part(const float *x, size_t n) {
+    float padded[LANES] = {0};
+    if (n >= LANES) {
+        return vec_load(x);
+    }
+    memcpy(padded, x, n * sizeof *x);
+    return vec_load(padded);
+}
+
+INLINE void store_part(float *out, vec v, size_t n) {
+    float padded[LANES];
+    if (n >= LANES) {
+        vec_store(out, v);
+        return;
+    }
+    vec_store(padded, v);
+    memcpy(out, padded, n * sizeof *out);
+}
+
+static void gelu_mul(float *out, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec g = load_part(gate + i, n - i);
+        const vec s = vec_fma(vec_mul(g, g), vec_all(PE_GELU_CUBE), vec_all(PE_GELU_SLOPE));
+        const vec below = vec_add(vec_all(1.0f), vec_exp(vec_mul(g, s)));
+        store_part(out + i, vec_mul(g / below, load_part(up + i, n - i)), n - i);
+    }
+}
+
+static void clamped_mul(float *out, const float *gate, const float *up, size_t n, float limit) {
+    for (size_t i = 0; i < n; i += LANES) {
+        // vec_max(a, b) is b where either is NaN; min(x, l) = -max(-l, -x), and a zero's
+        // sign that it may lose does not show behind the sums below.
+        const vec minus = vec_all(-limit);
+        const vec none = vec_all(-0.0f);
+        const vec g = vec_sub(none, vec_max(minus, vec_sub(none, load_part(gate + i, n - i))));
+        const vec low = vec_max(minus, load_part(up + i, n - i));
+        const vec u = vec_sub(none, vec_max(minus, vec_sub(none, low)));
+        const vec below = vec_add(vec_all(1.0f), vec_exp(vec_mul(g, vec_all(PE_CLAMPED_SLOPE))));
+        store_part(out + i, vec_mul(g / below, vec_add(u, vec_all(1.0f))), n - i);
+    }
+}
+
+static void softcap(float *x, size_t n, float cap) {
+    for (size_t i = 0; i < n; i += LANES) {
+        store_part(x + i, vec_softcap(load_part(x + i, n - i), cap), n - i);
+    }
+}
+
 /* ---- the entry -------------------------------------------------------- */
 
 static void attend(pe_softmax *softmax, float *acc, const float *q, const uint32_t *n_valid,
                    size_t n_queries, const float *keys, const float *values, size_t d_k, size_t d_v,
-                   float scale) {
+                   float scale, float softcap) {
     for (size_t i = 0; i < n_queries; i += ROUND) {
         const size_t n = PE_MIN(n_queries - i, (size_t)ROUND);
         float p[ROUND * PE_PAGE_TOKENS];
         float shrink[ROUND];
         score(p, q + i * d_k, n, keys, d_k);
-        move_softmax(softmax + i, shrink, p, n_valid + i, n, scale);
+        move_softmax(softmax + i, shrink, p, n_valid + i, n, scale, softcap);
         mix(acc + i * d_v, shrink, p, n_valid + i, n, values, d_v);
     }
 }
@@ -382,6 +442,9 @@ INLINE void init_attend(pe_kernels *kernels) {
     kernels->open_values[PE_KV_Q8_0] = open_values_q8_0;
     kernels->open_values[PE_KV_Q4_0] = open_values_q4_0;
     kernels->attend = attend;
+    kernels->gelu_mul = gelu_mul;
+    kernels->clamped_mul = clamped_mul;
+    kernels->softcap = softcap;
 }
 
 #endif

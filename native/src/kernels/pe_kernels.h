@@ -84,14 +84,16 @@ typedef const float *(*pe_open_fn)(float *out, const void *stored, const void *n
  *          n_valid: [n_queries], each 1 to PE_PAGE_TOKENS: positions from there on
  *          are ignored by that query, whatever lies there
  * numeric  each query by itself, whatever the tile:
- *          score[j] = scale * (fma chain over d_k in order, from +0, of q and key j)
+ *          score[j] = scale * (fma chain over d_k in order, from +0, of q and key j);
+ *          with softcap > 0 then softcap * tanh(score[j] / softcap), see PE_SOFTCAP
  *          max' = the largest of max and the scores, + 0 (which makes -0 into +0)
  *          p[j] = exp(score[j] - max'), 0 for ignored j; shrink = exp(max - max')
  *          sum = sum * shrink + (p added in halves: j and j + 16, ... + 8, 4, 2, 1)
  *          acc = acc * shrink, then fma(p[j], value[j], acc) for valid j in order */
 typedef void (*pe_attend_fn)(pe_softmax *softmax, float *acc, const float *q,
                              const uint32_t *n_valid, size_t n_queries, const float *keys,
-                             const float *values, size_t d_k, size_t d_v, float scale);
+                             const float *values, size_t d_k, size_t d_v, float scale,
+                             float softcap);
 
 typedef struct pe_kernels {
     pe_isa isa;  // the best level that filled any entry
@@ -118,6 +120,20 @@ typedef struct pe_kernels {
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
      * alias    out may be gate or up */
     void (*silu_mul)(float *out, const float *gate, const float *up, size_t n);
+
+    /* out[i] = gelu(gate[i]) * up[i], in its tanh form, which is x / (1 + exp(-2 u)),
+     * u = sqrt(2 / pi) (x + 0.044715 x^3):
+     *     s = fma(x * x, PE_GELU_CUBE, PE_GELU_SLOPE); out = x / (1 + exp(x * s)) * up
+     * alias    out may be gate or up */
+    void (*gelu_mul)(float *out, const float *gate, const float *up, size_t n);
+
+    /* gpt-oss's gate: g = min(gate, limit), u = up held to +-limit,
+     *     out[i] = g / (1 + exp(-1.702 g)) * (u + 1); NaN stays
+     * alias    out may be gate or up */
+    void (*clamped_mul)(float *out, const float *gate, const float *up, size_t n, float limit);
+
+    /* x[i] = cap * tanh(x[i] / cap), see PE_SOFTCAP. */
+    void (*softcap)(float *x, size_t n, float cap);
 
     /* By pe_kv_type. */
     pe_open_fn open_keys[PE_KV_END];
@@ -176,5 +192,14 @@ void pe_kernels_init_attend_neon(pe_kernels *kernels);
 #define PE_EXP_P3 4.1665795894e-2f
 #define PE_EXP_P4 1.6666665459e-1f
 #define PE_EXP_P5 5.0000001201e-1f
+
+/* PE_SOFTCAP: cap * tanh(x / cap) is computed as
+ *     e = exp(x * (2 / cap)); cap * (1 - 2 / (e + 1))
+ * with each operation rounded by itself; off by 4 ulp of cap at most. */
+
+/* -2 sqrt(2 / pi) and 0.044715 times it. */
+#define PE_GELU_SLOPE (-1.5957691216057308f)
+#define PE_GELU_CUBE (-0.07135481282719223f)
+#define PE_CLAMPED_SLOPE (-1.702f)
 
 #endif

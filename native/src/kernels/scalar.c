@@ -211,6 +211,35 @@ static void silu_mul_scalar(float *out, const float *gate, const float *up, size
     }
 }
 
+static void gelu_mul_scalar(float *out, const float *gate, const float *up, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const float s = fmaf(gate[i] * gate[i], PE_GELU_CUBE, PE_GELU_SLOPE);
+        out[i] = gate[i] / (1.0f + exp_f32(gate[i] * s)) * up[i];
+    }
+}
+
+static void clamped_mul_scalar(float *out, const float *gate, const float *up, size_t n,
+                               float limit) {
+    for (size_t i = 0; i < n; i++) {
+        // Each comparison is false for NaN, which stays.
+        const float g = gate[i] > limit ? limit : gate[i];
+        const float low = up[i] < -limit ? -limit : up[i];
+        const float u = low > limit ? limit : low;
+        out[i] = g / (1.0f + exp_f32(g * PE_CLAMPED_SLOPE)) * (u + 1.0f);
+    }
+}
+
+static float softcap_one(float x, float cap) {
+    const float e = exp_f32(x * (2.0f / cap));
+    return cap * (1.0f - 2.0f / (e + 1.0f));
+}
+
+static void softcap_scalar(float *x, size_t n, float cap) {
+    for (size_t i = 0; i < n; i++) {
+        x[i] = softcap_one(x[i], cap);
+    }
+}
+
 /* ---- attention -------------------------------------------------------- */
 
 static const float *open_keys_f32_scalar(float *out, const void *stored, const void *next,
@@ -300,8 +329,8 @@ OPEN(values, q8_0, PE_KV_Q8_0)
 OPEN(values, q4_0, PE_KV_Q4_0)
 
 static void attend_one(pe_softmax *softmax, float *acc, const float *q, size_t n_valid,
-                       const float *keys, const float *values, size_t d_k, size_t d_v,
-                       float scale) {
+                       const float *keys, const float *values, size_t d_k, size_t d_v, float scale,
+                       float softcap) {
     float p[PE_PAGE_TOKENS] = {0};
     float max = softmax->max;
     for (size_t j = 0; j < n_valid; j++) {
@@ -310,6 +339,7 @@ static void attend_one(pe_softmax *softmax, float *acc, const float *q, size_t n
             score = fmaf(q[d], keys[d * PE_PAGE_TOKENS + j], score);
         }
         p[j] = score * scale;
+        p[j] = softcap > 0.0f ? softcap_one(p[j], softcap) : p[j];
         max = max_or_second(p[j], max);
     }
     max = max + 0.0f;
@@ -329,10 +359,10 @@ static void attend_one(pe_softmax *softmax, float *acc, const float *q, size_t n
 
 static void attend_scalar(pe_softmax *softmax, float *acc, const float *q, const uint32_t *n_valid,
                           size_t n_queries, const float *keys, const float *values, size_t d_k,
-                          size_t d_v, float scale) {
+                          size_t d_v, float scale, float softcap) {
     for (size_t i = 0; i < n_queries; i++) {
         attend_one(&softmax[i], acc + i * d_v, q + i * d_k, n_valid[i], keys, values, d_k, d_v,
-                   scale);
+                   scale, softcap);
     }
 }
 
@@ -362,6 +392,9 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_scalar;
     kernels->silu_mul = silu_mul_scalar;
+    kernels->gelu_mul = gelu_mul_scalar;
+    kernels->clamped_mul = clamped_mul_scalar;
+    kernels->softcap = softcap_scalar;
     kernels->open_keys[PE_KV_F32] = open_keys_f32_scalar;
     kernels->open_keys[PE_KV_F16] = open_keys_f16_scalar;
     kernels->open_keys[PE_KV_Q8_0] = open_keys_q8_0_scalar;

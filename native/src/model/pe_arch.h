@@ -8,6 +8,13 @@
 
 #include "pe_base.h"
 
+/* How rotation frequencies are stretched over more positions than were first trained. */
+typedef enum pe_rope_scaling {
+    PE_ROPE_LINEAR,  // all divided by one factor, which may be 1
+    PE_ROPE_YARN,    // arXiv:2309.00071
+    PE_ROPE_LONG     // arXiv:2402.13753: each divided by a stored factor of its own
+} pe_rope_scaling;
+
 /* Everything the engine asks of a model, read from metadata once. */
 typedef struct pe_hparams {
     uint32_t n_layers;
@@ -16,17 +23,55 @@ typedef struct pe_hparams {
     uint32_t d_ff;
     uint32_t n_heads;
     uint32_t n_kv_heads;
-    uint32_t d_k;    // width of a query or key head
-    uint32_t d_v;    // width of a value head
-    uint32_t d_rot;  // leading dimensions of a head that are rotated
-    uint32_t n_experts;
-    uint32_t n_vocab;  // from the embedding's shape, not from metadata
+    uint32_t d_k;       // width of a query or key head
+    uint32_t d_v;       // width of a value head
+    uint32_t d_rot;     // leading dimensions of a head that are rotated
+    uint32_t n_vocab;   // from the embedding's shape, not from metadata
+    uint32_t window;    // positions that a windowed layer's query sees; 0: no such layers
+    uint32_t has_rope;  // 0: positions show in the order of keys alone
     float norm_eps;
+    float embd_scale;      // token embeddings are multiplied by it
+    float residual_scale;  // and so is what a layer adds to the residual stream
+    float attn_scale;      // scores are multiplied by it
+    float attn_softcap;    // bound of scores; 0: none
+    float logit_divisor;
+    float logit_softcap;
+    float temper_scale;  // queries grow by 1 + temper_scale ln(1 + floor(position / n_ctx_rope))
+    // rotation
+    pe_rope_scaling rope_scaling;
     float rope_base;
-    float rope_factor;  // linear position scaling: positions are divided by it
+    float rope_base_local;   // of windowed layers
+    float rope_factor;       // of linear scaling and YaRN
+    uint32_t n_ctx_rope;     // positions before any stretching
+    float rope_attn_factor;  // cosines and sines are multiplied by it
+    float yarn_attn_factor;  // instead of what follows from the factor; 0: that
+    float yarn_log_mul;
+    float yarn_beta_fast;  // turns over n_ctx_rope from where on frequencies are kept
+    float yarn_beta_slow;  // and below which they are divided by the factor
+    uint32_t yarn_truncate;
+    // mixture of experts
+    uint32_t n_experts;
+    uint32_t n_experts_used;
+    uint32_t d_expert;            // inner width of an expert
+    uint32_t d_shared;            // of the expert that every token goes through; 0: none
+    uint32_t experts_are_normed;  // weights of the chosen ones sum to 1
 } pe_hparams;
 
-typedef enum pe_hparam_kind { PE_HPARAM_U32, PE_HPARAM_F32 } pe_hparam_kind;
+/* What differs from layer to layer. */
+typedef enum pe_layer_kind { PE_LAYER_DENSE, PE_LAYER_EXPERTS, PE_N_LAYER_KINDS } pe_layer_kind;
+typedef enum pe_rope_angles_kind {
+    PE_ROPE_GLOBAL,
+    PE_ROPE_LOCAL,
+    PE_ROPE_NONE
+} pe_rope_angles_kind;
+
+typedef struct pe_layer_hparams {
+    pe_layer_kind kind;
+    pe_rope_angles_kind rope;
+    uint32_t window;  // positions that a query sees, its own included; 0: all before it
+} pe_layer_hparams;
+
+typedef enum pe_hparam_kind { PE_HPARAM_U32, PE_HPARAM_F32, PE_HPARAM_BOOL } pe_hparam_kind;
 
 /* How an absent key is filled in. */
 typedef enum pe_hparam_absent {
@@ -34,7 +79,13 @@ typedef enum pe_hparam_absent {
     PE_ABSENT_VALUE,       // the row's value
     PE_ABSENT_HEADS,       // n_heads
     PE_ABSENT_HEAD_WIDTH,  // d_model / n_heads
-    PE_ABSENT_D_K          // d_k
+    PE_ABSENT_D_K,         // d_k
+    PE_ABSENT_D_FF,        // d_ff
+    PE_ABSENT_CTX,         // n_ctx_train
+    PE_ABSENT_ROPE_BASE,   // rope_base
+    PE_ABSENT_ROOT_WIDTH,  // sqrt(d_model)
+    PE_ABSENT_ATTN_SCALE   // 1 / sqrt(d_k), but 1 / sqrt(d_model / n_heads) in the model of
+                           // `value` layers, whose files do not say so
 } pe_hparam_absent;
 
 /* One metadata key "<architecture>.<key>". Rows are read in order: a row may be
@@ -49,15 +100,24 @@ typedef struct pe_hparam_row {
 
 /* Symbolic sizes that weight shapes are made of. */
 typedef enum pe_dim {
+    PE_DIM_NONE,  // 0
     PE_DIM_ONE,
     PE_DIM_VOCAB,
     PE_DIM_MODEL,
     PE_DIM_FF,
-    PE_DIM_Q,         // n_heads * d_k
-    PE_DIM_K,         // n_kv_heads * d_k
-    PE_DIM_V,         // n_kv_heads * d_v
-    PE_DIM_HEADS,     // n_heads * d_v
-    PE_DIM_ROT_PAIRS  // d_rot / 2
+    PE_DIM_TWO_FF,
+    PE_DIM_HEAD,       // d_k
+    PE_DIM_N_HEADS,    // n_heads
+    PE_DIM_Q,          // n_heads * d_k
+    PE_DIM_K,          // n_kv_heads * d_k
+    PE_DIM_V,          // n_kv_heads * d_v
+    PE_DIM_QK,         // queries and keys
+    PE_DIM_QKV,        // and values
+    PE_DIM_HEADS,      // n_heads * d_v
+    PE_DIM_ROT_PAIRS,  // d_rot / 2
+    PE_DIM_EXPERTS,    // n_experts
+    PE_DIM_EXPERT,     // d_expert
+    PE_DIM_SHARED      // d_shared
 } pe_dim;
 
 typedef enum pe_slot {
@@ -67,6 +127,8 @@ typedef enum pe_slot {
     PE_W_OUTPUT_NORM,
     PE_W_OUTPUT,
     PE_W_ROPE_FREQS,
+    PE_W_ROPE_LONG,
+    PE_W_ROPE_SHORT,
     // of a layer
     PE_W_ATTN_NORM,
     PE_W_ATTN_Q,
@@ -77,6 +139,10 @@ typedef enum pe_slot {
     PE_W_ATTN_K_BIAS,
     PE_W_ATTN_V_BIAS,
     PE_W_ATTN_OUT_BIAS,
+    PE_W_ATTN_Q_NORM,
+    PE_W_ATTN_K_NORM,
+    PE_W_ATTN_SINKS,
+    PE_W_ATTN_POST_NORM,
     PE_W_FFN_NORM,
     PE_W_FFN_GATE,
     PE_W_FFN_UP,
@@ -84,6 +150,18 @@ typedef enum pe_slot {
     PE_W_FFN_GATE_BIAS,
     PE_W_FFN_UP_BIAS,
     PE_W_FFN_DOWN_BIAS,
+    PE_W_FFN_POST_NORM,
+    PE_W_ROUTER,
+    PE_W_ROUTER_BIAS,
+    PE_W_EXPERTS_GATE,
+    PE_W_EXPERTS_UP,
+    PE_W_EXPERTS_DOWN,
+    PE_W_EXPERTS_GATE_BIAS,
+    PE_W_EXPERTS_UP_BIAS,
+    PE_W_EXPERTS_DOWN_BIAS,
+    PE_W_SHARED_GATE,
+    PE_W_SHARED_UP,
+    PE_W_SHARED_DOWN,
     PE_W_COUNT
 } pe_slot;
 
@@ -91,27 +169,44 @@ typedef enum pe_slot_flag {
     PE_SLOT_REQUIRED = 0,
     PE_SLOT_OPTIONAL = 1,  // absent: the step that reads it does without
     PE_SLOT_TIED = 2,      // absent: the token embedding serves
-    PE_SLOT_VECTOR = 4     // read as floats: must be F32
+    PE_SLOT_VECTOR = 4,    // read as floats: must be F32
+    PE_SLOT_STACKED = 8,   // one matrix, or row of a vector, for each expert
+    PE_SLOT_DENSE = 16,    // only in dense layers
+    PE_SLOT_EXPERTS = 32   // only in layers of experts
 } pe_slot_flag;
 
 /* One weight: its GGUF name, in which a leading "blk." means one per layer
- * ("blk.<layer>." is put there), and its shape as rows x columns. */
+ * ("blk.<layer>." is put there), and its shape as rows x columns. A weight that is
+ * stored as rows of a taller tensor also says how tall, and from which row on. */
 typedef struct pe_slot_row {
     pe_slot slot;
     const char *name;
     pe_dim rows;
     pe_dim cols;
     uint32_t flags;
+    pe_dim first;  // row
+    pe_dim whole;  // rows of the tensor; PE_DIM_NONE: the weight's own
 } pe_slot_row;
 
 /* What a layer does, in order. x is the residual stream, h the current value. */
 typedef enum pe_step_kind {
-    PE_STEP_RMS_NORM,     // h = rms_norm(x) * weight
-    PE_STEP_QKV,          // q, k, v = projections of h
-    PE_STEP_ROPE_PAIRS,   // rotate pairs (2 i, 2 i + 1) of each q and k head
-    PE_STEP_ATTEND,       // store k, v; h = attention of q
-    PE_STEP_SWIGLU,       // h = silu(gate h) * (up h)
-    PE_STEP_PROJECT_ADD,  // x += weight h + bias
+    PE_STEP_RESIDUAL,         // h = x
+    PE_STEP_RMS_NORM,         // h = rms_norm(x) * weight
+    PE_STEP_POST_NORM,        // h = rms_norm(h) * weight
+    PE_STEP_QKV,              // q, k, v = projections of h
+    PE_STEP_NORM_QK,          // q and k = rms_norm of runs as long as their norms' weights
+    PE_STEP_ROPE_PAIRS,       // rotate pairs (2 i, 2 i + 1) of each q and k head
+    PE_STEP_ROPE_HALVES,      // rotate pairs (i, i + d_rot / 2)
+    PE_STEP_TEMPER,           // q grows with its position
+    PE_STEP_ATTEND,           // store k, v; h = attention of q, with sinks if weight is there
+    PE_STEP_SWIGLU,           // h = silu(gate h) * (up h)
+    PE_STEP_GEGLU,            // h = gelu(gate h) * (up h)
+    PE_STEP_PROJECT,          // h = weight h + bias
+    PE_STEP_ADD,              // x += residual_scale h
+    PE_STEP_EXPERTS,          // x += residual_scale (weighted sum of the chosen experts of h);
+                              // h stays
+    PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
+    PE_STEP_SHARED            // x += residual_scale (the expert of every token, if any, of h)
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -120,17 +215,37 @@ typedef struct pe_step {
     pe_slot bias;
 } pe_step;
 
+typedef struct pe_step_list {
+    const pe_step *steps;
+    size_t n_steps;
+} pe_step_list;
+
 typedef struct pe_arch {
     const char *name;  // general.architecture
     const pe_hparam_row *hparams;
     size_t n_hparams;
     const pe_slot_row *slots;
     size_t n_slots;
-    const pe_step *steps;
-    size_t n_steps;
+    pe_step_list layers[PE_N_LAYER_KINDS];  // no steps: no such layers
+    // where metadata does not say it by layer
+    uint32_t window_period;       // the last layer of each period has no window; 0: all have one
+    uint32_t nope_period;         // the last layer of each period is not rotated; 0: all are
+    bool local_rope_is_unscaled;  // in windowed layers
 } pe_arch;
 
+extern const pe_arch pe_arch_gemma2;
+extern const pe_arch pe_arch_gemma3;
+extern const pe_arch pe_arch_gpt_oss;
+extern const pe_arch pe_arch_granite;
+extern const pe_arch pe_arch_granitemoe;
 extern const pe_arch pe_arch_llama;
+extern const pe_arch pe_arch_mistral3;
+extern const pe_arch pe_arch_olmo2;
+extern const pe_arch pe_arch_phi3;
+extern const pe_arch pe_arch_qwen2;
+extern const pe_arch pe_arch_qwen3;
+extern const pe_arch pe_arch_qwen3moe;
+extern const pe_arch pe_arch_smollm3;
 
 /* The descriptor at an index, or NULL past the last. */
 const pe_arch *pe_arch_at(size_t index);

@@ -3,13 +3,8 @@
 #include <inttypes.h>
 #include <stdio.h>
 
+#include "pe_hparams.h"
 #include "pe_mem.h"
-
-/* Bounds that keep products of hyper-parameters far from overflow and positions
- * within what the rotation's angles are exact for. */
-#define MAX_HEADS 65536u
-#define MAX_WIDTH (1u << 24)
-#define MAX_CTX (1u << 28)
 
 #define NAME_BYTES 128
 
@@ -34,108 +29,6 @@ static pe_status find_arch(const pe_arch **out, const pe_file *file, pe_error *e
                    "%s: architecture: expected one of %s, found \"%.*s\", which this build"
                    " cannot run",
                    pe_file_path(file), known, PE_QUOTE((const char *)meta->data, meta->n_bytes));
-}
-
-/* ---- hyper-parameters ------------------------------------------------- */
-
-static const pe_meta *find_hparam(const pe_file *file, const pe_arch *arch, const char *key) {
-    char name[NAME_BYTES];
-    snprintf(name, sizeof name, "%s.%s", arch->name, key);
-    return pe_file_find_meta(file, name);
-}
-
-static pe_status read_hparam(pe_hparams *hp, const pe_hparam_row *row, const pe_arch *arch,
-                             const pe_file *file, pe_error *err) {
-    void *field = (uint8_t *)hp + row->field;
-    const pe_meta *meta = find_hparam(file, arch, row->key);
-    if (meta != NULL) {
-        return row->kind == PE_HPARAM_U32 ? pe_meta_get_u32(field, meta, err)
-                                          : pe_meta_get_f32(field, meta, err);
-    }
-    uint32_t u32 = (uint32_t)row->value;
-    switch (row->absent) {
-    case PE_ABSENT_ERROR:
-        return pe_fail(err, PE_ERR_FORMAT, "%s: %s.%s: expected a value, found no such key",
-                       pe_file_path(file), arch->name, row->key);
-    case PE_ABSENT_VALUE: break;
-    case PE_ABSENT_HEADS: u32 = hp->n_heads; break;
-    case PE_ABSENT_HEAD_WIDTH: u32 = hp->n_heads > 0 ? hp->d_model / hp->n_heads : 0; break;
-    case PE_ABSENT_D_K: u32 = hp->d_k; break;
-    }
-    if (row->kind == PE_HPARAM_U32) {
-        memcpy(field, &u32, sizeof u32);
-    } else {
-        memcpy(field, &row->value, sizeof row->value);
-    }
-    return PE_OK;
-}
-
-/* Scaling kinds other than linear need angles that this build does not compute;
- * llama3 scaling lies in rope_freqs.weight and has no key. */
-static pe_status read_rope_scaling(pe_hparams *hp, const pe_arch *arch, const pe_file *file,
-                                   pe_error *err) {
-    hp->rope_factor = 1.0f;
-    const pe_meta *type = find_hparam(file, arch, "rope.scaling.type");
-    if (type != NULL && !pe_meta_is_string(type, "none") && !pe_meta_is_string(type, "linear")) {
-        const bool text = type->type == PE_META_STRING;
-        return pe_fail(err, PE_ERR_UNSUPPORTED,
-                       "%s: %s.rope.scaling.type: expected none or linear, found \"%.*s\", which"
-                       " this build cannot run",
-                       pe_file_path(file), arch->name,
-                       PE_QUOTE(text ? (const char *)type->data : "?", text ? type->n_bytes : 1));
-    }
-    const pe_meta *factor = find_hparam(file, arch, "rope.scaling.factor");
-    if (factor == NULL && type == NULL) {
-        factor = find_hparam(file, arch, "rope.scale_linear");  // files of 2023
-    } else if (type == NULL || !pe_meta_is_string(type, "linear")) {
-        factor = NULL;
-    }
-    return factor != NULL ? pe_meta_get_f32(&hp->rope_factor, factor, err) : PE_OK;
-}
-
-static pe_status in_range(const char *what, double value, double min, double max,
-                          const pe_file *file, pe_error *err) {
-    if (!(value >= min && value <= max)) {
-        // %.10g shows every 32-bit integer in full.
-        return pe_fail(err, PE_ERR_FORMAT, "%s: %s: expected %.10g to %.10g, found %.10g",
-                       pe_file_path(file), what, min, max, value);
-    }
-    return PE_OK;
-}
-
-static pe_status check_hparams(const pe_hparams *hp, const pe_file *file, pe_error *err) {
-    pe_file_info info;
-    pe_file_describe(&info, file);
-    if (hp->n_experts > 0) {
-        return pe_fail(err, PE_ERR_UNSUPPORTED,
-                       "%s: expected a dense model, found a mixture of %u experts, which this"
-                       " build cannot run",
-                       pe_file_path(file), hp->n_experts);
-    }
-    // A layer has at least one tensor, so a file bounds the number of layers.
-    PE_TRY(in_range("number of layers", hp->n_layers, 1, (double)info.n_tensors, file, err));
-    PE_TRY(in_range("context length", hp->n_ctx_train, 1, MAX_CTX, file, err));
-    PE_TRY(in_range("embedding length", hp->d_model, 1, MAX_WIDTH, file, err));
-    PE_TRY(in_range("feed-forward length", hp->d_ff, 1, MAX_WIDTH, file, err));
-    PE_TRY(in_range("number of heads", hp->n_heads, 1, MAX_HEADS, file, err));
-    PE_TRY(in_range("number of KV heads", hp->n_kv_heads, 1, hp->n_heads, file, err));
-    PE_TRY(in_range("key length", hp->d_k, 1, MAX_WIDTH / hp->n_heads, file, err));
-    PE_TRY(in_range("value length", hp->d_v, 1, MAX_WIDTH / hp->n_heads, file, err));
-    PE_TRY(in_range("rotated dimensions", hp->d_rot, 0, hp->d_k, file, err));
-    PE_TRY(in_range("norm epsilon", (double)hp->norm_eps, 0.0, 1.0, file, err));
-    PE_TRY(in_range("rope base", (double)hp->rope_base, 1.0, 1e30, file, err));
-    PE_TRY(in_range("rope factor", (double)hp->rope_factor, 1e-6, 1e6, file, err));
-    if (hp->n_heads % hp->n_kv_heads != 0) {
-        return pe_fail(err, PE_ERR_FORMAT,
-                       "%s: heads: expected a multiple of the %u KV heads, found %u",
-                       pe_file_path(file), hp->n_kv_heads, hp->n_heads);
-    }
-    if (hp->d_rot % 2 != 0) {
-        return pe_fail(err, PE_ERR_FORMAT,
-                       "%s: rotated dimensions: expected an even number, found %u",
-                       pe_file_path(file), hp->d_rot);
-    }
-    return PE_OK;
 }
 
 /* The vocabulary is as large as the embedding; the tokenizer must agree. */
@@ -178,18 +71,46 @@ typedef struct binder {
 } binder;
 
 static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
+    const uint64_t q = (uint64_t)hp->n_heads * hp->d_k;
+    const uint64_t k = (uint64_t)hp->n_kv_heads * hp->d_k;
+    const uint64_t v = (uint64_t)hp->n_kv_heads * hp->d_v;
     switch (dim) {
+    case PE_DIM_NONE: return 0;
     case PE_DIM_ONE: return 1;
     case PE_DIM_VOCAB: return hp->n_vocab;
     case PE_DIM_MODEL: return hp->d_model;
     case PE_DIM_FF: return hp->d_ff;
-    case PE_DIM_Q: return (uint64_t)hp->n_heads * hp->d_k;
-    case PE_DIM_K: return (uint64_t)hp->n_kv_heads * hp->d_k;
-    case PE_DIM_V: return (uint64_t)hp->n_kv_heads * hp->d_v;
+    case PE_DIM_TWO_FF: return 2 * (uint64_t)hp->d_ff;
+    case PE_DIM_HEAD: return hp->d_k;
+    case PE_DIM_N_HEADS: return hp->n_heads;
+    case PE_DIM_Q: return q;
+    case PE_DIM_K: return k;
+    case PE_DIM_V: return v;
+    case PE_DIM_QK: return q + k;
+    case PE_DIM_QKV: return q + k + v;
     case PE_DIM_HEADS: return (uint64_t)hp->n_heads * hp->d_v;
     case PE_DIM_ROT_PAIRS: return hp->d_rot / 2;
+    case PE_DIM_EXPERTS: return hp->n_experts;
+    case PE_DIM_EXPERT: return hp->d_expert;
+    case PE_DIM_SHARED: return hp->d_shared;
     }
     return 0;
+}
+
+/* Whether a layer of this kind has the weight. */
+static bool is_in_layer(const pe_slot_row *row, pe_layer_kind kind) {
+    const uint32_t only = row->flags & (PE_SLOT_DENSE | PE_SLOT_EXPERTS);
+    return only == 0 || only == (kind == PE_LAYER_DENSE ? PE_SLOT_DENSE : PE_SLOT_EXPERTS);
+}
+
+/* The shape that the tensor of a slot has, columns first. */
+static void shape_of(uint64_t dims[4], const pe_hparams *hp, const pe_slot_row *row) {
+    dims[0] = dim_of(hp, row->cols);
+    dims[1] = dim_of(hp, row->whole != PE_DIM_NONE ? row->whole : row->rows);
+    dims[2] = dims[3] = 1;
+    if ((row->flags & PE_SLOT_STACKED) != 0) {
+        dims[(row->flags & PE_SLOT_VECTOR) != 0 ? 1 : 2] = hp->n_experts;
+    }
 }
 
 static bool is_per_layer(const pe_slot_row *row) {
@@ -218,25 +139,33 @@ static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint3
     char name[NAME_BYTES];
     weight_name(name, row, layer);
     const pe_tensor_info *tensor = pe_file_find_tensor(b->file, name);
-    const uint64_t n_rows = dim_of(hp, row->rows);
-    const uint64_t n_cols = dim_of(hp, row->cols);
+    uint64_t dims[4];
+    shape_of(dims, hp, row);
     if (tensor == NULL) {
+        if (dims[0] == 0 || dims[1] == 0) {
+            return;  // the model has none
+        }
         if ((row->flags & PE_SLOT_TIED) != 0) {
             *out = b->model->shared[PE_W_TOKEN_EMBD];
         } else if ((row->flags & PE_SLOT_OPTIONAL) == 0) {
             WRONG(b, PE_ERR_FORMAT,
                   "%s: %s: expected a tensor [%" PRIu64 ", %" PRIu64 "], found none of that name",
-                  pe_file_path(b->file), name, n_rows, n_cols);
+                  pe_file_path(b->file), name, dims[1], dims[0]);
         }
         return;
     }
     const pe_dtype_traits *traits = pe_dtype_find(tensor->dtype);
-    if (tensor->dims[0] != n_cols || tensor->dims[1] != n_rows || tensor->dims[2] != 1 ||
-        tensor->dims[3] != 1) {
+    if (memcmp(tensor->dims, dims, sizeof dims) != 0) {
+        char expected[96];
+        snprintf(expected, sizeof expected, "[%" PRIu64 ", %" PRIu64 "]", dims[0], dims[1]);
+        if (dims[2] != 1) {
+            snprintf(expected, sizeof expected, "[%" PRIu64 ", %" PRIu64 ", %" PRIu64 "]", dims[0],
+                     dims[1], dims[2]);
+        }
         WRONG(b, PE_ERR_FORMAT,
-              "%s: %s: expected shape [%" PRIu64 ", %" PRIu64 "], found [%" PRIu64 ", %" PRIu64
-              ", %" PRIu64 ", %" PRIu64 "] (columns first)",
-              pe_file_path(b->file), name, n_cols, n_rows, tensor->dims[0], tensor->dims[1],
+              "%s: %s: expected shape %s, found [%" PRIu64 ", %" PRIu64 ", %" PRIu64 ", %" PRIu64
+              "] (columns first)",
+              pe_file_path(b->file), name, expected, tensor->dims[0], tensor->dims[1],
               tensor->dims[2], tensor->dims[3]);
         return;
     }
@@ -251,17 +180,21 @@ static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint3
               pe_file_path(b->file), name, traits->info.name);
         return;
     }
+    const uint64_t row_bytes = dims[0] / traits->info.block_weights * traits->info.block_bytes;
+    const uint64_t n_rows = dim_of(hp, row->rows);
+    const bool is_stacked = (row->flags & PE_SLOT_STACKED) != 0;
     *out = (pe_weight){
-        .data = tensor->data,
+        .data = (const uint8_t *)tensor->data + dim_of(hp, row->first) * row_bytes,
         .n_rows = n_rows,
-        .n_cols = n_cols,
-        .row_bytes = n_cols / traits->info.block_weights * traits->info.block_bytes,
+        .n_cols = dims[0],
+        .n_stacked = is_stacked ? hp->n_experts : 1,
+        .row_bytes = row_bytes,
         .dtype = (pe_dtype)tensor->dtype,
     };
     b->model->all_f32 &= tensor->dtype == PE_DTYPE_F32;
-    b->model->weight_bytes += tensor->n_bytes;
+    b->model->weight_bytes += out->n_stacked * n_rows * row_bytes;
     if (row->slot != PE_W_TOKEN_EMBD) {
-        b->model->decode_bytes += tensor->n_bytes;
+        b->model->decode_bytes += (is_stacked ? hp->n_experts_used : 1) * n_rows * row_bytes;
     }
 }
 
@@ -292,7 +225,8 @@ static bool is_known(const pe_model *model, const pe_tensor_info *tensor) {
         memcpy(number, tensor->name + 4, (size_t)n_head - 4);
         uint32_t layer;
         char canonical[16];
-        if (sscanf(number, "%u", &layer) == 1 && layer < model->hparams.n_layers) {
+        if (sscanf(number, "%u", &layer) == 1 && layer < model->hparams.n_layers &&
+            is_in_layer(row, model->layer_hparams[layer].kind)) {
             snprintf(canonical, sizeof canonical, "%u", layer);
             if (strcmp(canonical, number) == 0) {
                 return true;
@@ -328,7 +262,9 @@ static pe_status bind_weights(pe_model *model, const pe_file *file, pe_error *er
             continue;
         }
         for (uint32_t layer = 0; layer < model->hparams.n_layers; layer++) {
-            bind_weight(&b, &model->layers[layer][row->slot], row, layer);
+            if (is_in_layer(row, model->layer_hparams[layer].kind)) {
+                bind_weight(&b, &model->layers[layer][row->slot], row, layer);
+            }
         }
     }
     check_unused(&b);
@@ -348,23 +284,39 @@ static pe_status bind_weights(pe_model *model, const pe_file *file, pe_error *er
 
 /* The fastest rotation has frequency 1 before scaling; no angle may leave what
  * pe_sincos is exact for. */
-static pe_status check_angles(const pe_model *model, const pe_file *file, pe_error *err) {
-    const pe_weight *factors = &model->shared[PE_W_ROPE_FREQS];
+static pe_status check_factors(const pe_model *model, pe_slot slot, const char *name,
+                               const pe_file *file, pe_error *err) {
+    const pe_weight *factors = &model->shared[slot];
     const pe_hparams *hp = &model->hparams;
     const uint64_t n = factors->data != NULL ? factors->n_cols : 1;
     for (uint64_t i = 0; i < n; i++) {
         const float factor = factors->data != NULL ? ((const float *)factors->data)[i] : 1.0f;
-        const double largest = (double)hp->n_ctx_train / ((double)hp->rope_factor * (double)factor);
-        if (!(factor > 0.0f) || !pe_f32_is_finite(factor) || largest > MAX_CTX) {
+        const double least = PE_MIN((double)hp->rope_factor, 1.0);
+        const double largest = (double)hp->n_ctx_train / (least * (double)factor);
+        if (!(factor > 0.0f) || !pe_f32_is_finite(factor) || largest > PE_MAX_CTX) {
             const bool tensor = factors->data != NULL;
             return pe_fail(err, PE_ERR_FORMAT,
                            "%s: %s: expected factors above 0 that keep angles below 2^28, found %g"
                            " at %" PRIu64,
-                           pe_file_path(file), tensor ? "rope_freqs.weight" : "rope.scaling.factor",
+                           pe_file_path(file), tensor ? name : "rope.scaling.factor",
                            (double)(tensor ? factor : hp->rope_factor), i);
         }
     }
     return PE_OK;
+}
+
+static pe_status check_angles(const pe_model *model, const pe_file *file, pe_error *err) {
+    const pe_weight *weights = model->shared;
+    if (model->hparams.rope_scaling == PE_ROPE_LONG &&
+        (weights[PE_W_ROPE_LONG].data == NULL || weights[PE_W_ROPE_SHORT].data == NULL)) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: rope.scaling.type longrope: expected rope_factors_long.weight and"
+                       " rope_factors_short.weight, found no such tensors",
+                       pe_file_path(file));
+    }
+    PE_TRY(check_factors(model, PE_W_ROPE_FREQS, "rope_freqs.weight", file, err));
+    PE_TRY(check_factors(model, PE_W_ROPE_LONG, "rope_factors_long.weight", file, err));
+    return check_factors(model, PE_W_ROPE_SHORT, "rope_factors_short.weight", file, err);
 }
 
 /* ---- the whole -------------------------------------------------------- */
@@ -372,16 +324,16 @@ static pe_status check_angles(const pe_model *model, const pe_file *file, pe_err
 static pe_status bind(pe_model *model, const pe_file *file, pe_error *err) {
     PE_TRY(find_arch(&model->arch, file, err));
     pe_hparams *hp = &model->hparams;
-    for (size_t i = 0; i < model->arch->n_hparams; i++) {
-        PE_TRY(read_hparam(hp, &model->arch->hparams[i], model->arch, file, err));
-    }
-    PE_TRY(read_rope_scaling(hp, model->arch, file, err));
-    PE_TRY(check_hparams(hp, file, err));
+    PE_TRY(pe_hparams_read(hp, model->arch, file, err));
     PE_TRY(read_vocab(hp, file, err));
     model->layers = pe_mem_zalloc(hp->n_layers, sizeof *model->layers);
-    if (model->layers == NULL) {
+    model->layer_hparams = pe_mem_zalloc(hp->n_layers, sizeof *model->layer_hparams);
+    if (model->layers == NULL || model->layer_hparams == NULL) {
         return pe_fail(err, PE_ERR_NOMEM, "%s: no memory for %u layers", pe_file_path(file),
                        hp->n_layers);
+    }
+    for (uint32_t i = 0; i < hp->n_layers; i++) {
+        PE_TRY(pe_hparams_read_layer(&model->layer_hparams[i], hp, i, model->arch, file, err));
     }
     PE_TRY(bind_weights(model, file, err));
     return check_angles(model, file, err);
@@ -398,5 +350,6 @@ pe_status pe_bind(pe_model *out_model, const pe_file *file, pe_error *err) {
 
 void pe_bind_free(pe_model *model) {
     pe_mem_free(model->layers);
+    pe_mem_free(model->layer_hparams);
     *model = (pe_model){0};
 }

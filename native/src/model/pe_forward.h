@@ -2,44 +2,7 @@
 #ifndef PE_FORWARD_H
 #define PE_FORWARD_H
 
-#include "pe_attend.h"
-#include "pe_bind.h"
-
-/* One token of a batch. */
-typedef struct pe_token {
-    uint32_t id;
-    float *logits;  // [n_vocab], the caller's; NULL: not wanted
-} pe_token;
-
-/* A batch and all memory that a pass over it needs, taken once. */
-typedef struct pe_scratch {
-    uint32_t n_batch;  // tokens that fit
-    uint64_t n_bytes;
-    uint32_t n_tokens;  // in the batch now
-    pe_token *tokens;
-    pe_place *places;   // beside tokens
-    float *rope_freqs;  // [d_rot / 2]
-    float *angles;      // [n_batch][d_rot / 2][2]
-    float *x;           // [n_batch][d_model], the residual stream
-    float *h;           // [n_batch][wider of d_model and heads], the current value
-    float *q;           // [n_batch][n_heads * d_k]
-    float *k;           // [n_batch][n_kv_heads * d_k]
-    float *v;           // [n_batch][n_kv_heads * d_v]
-    float *gate;        // [n_batch][d_ff]; after SwiGLU the current value
-    float *up;          // [n_batch][wider of d_ff and d_model]
-    pe_act_block *q8;   // of the current value
-    pe_attend_room attend;
-} pe_scratch;
-
-/* Sizes and takes the memory for batches of n_batch tokens on n_threads threads,
- * fills rope_freqs.
- * owner    freed with pe_scratch_free
- * errors   PE_ERR_NOMEM names the bytes */
-pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
-                          uint32_t n_threads, pe_error *err);
-
-/* A zeroed scratch is allowed. */
-void pe_scratch_free(pe_scratch *scratch);
+#include "pe_scratch.h"
 
 /* Computes the batch in scratch: stores its keys and values, whose positions are
  * reserved, and fills the logits that are wanted. Tokens of one session stand in

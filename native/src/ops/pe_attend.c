@@ -90,43 +90,97 @@ static void scatter(const attend_job *job, const group *g, const pe_softmax *sof
     }
 }
 
+/* What one call of the kernel needs. */
+typedef struct opened {
+    const float *keys;
+    const float *values;
+    uint64_t first;  // position
+} opened;
+
+/* Tokens [begin, end) of the tile against the page from position `from` of it on.
+ *
+ * The kernel reads whole rows of keys: from there on up to `from` floats past the last
+ * row, whose scores nobody uses. They are in memory of ours: values follow the keys,
+ * both in a page and where it is opened. */
+static void attend_tokens(const attend_job *job, const group *g, const bench *b,
+                          pe_softmax *softmax, const opened *page, uint32_t begin, uint32_t end,
+                          uint64_t from) {
+    const pe_kv_shape *shape = &job->kv->shape;
+    const pe_place *places = job->queries->places + g->tile.first;
+    const uint64_t d_v = round_up(shape->d_v);
+    const uint32_t i_first = begin * g->n_heads;
+    const uint32_t n = (end - begin) * g->n_heads;
+    uint32_t n_valid[TILE_QUERIES];
+    for (uint32_t i = 0; i < n; i++) {
+        const uint64_t past = (uint64_t)places[begin + i / g->n_heads].position + 1 - page->first;
+        n_valid[i] = (uint32_t)(PE_MIN(past, PE_PAGE_TOKENS) - from);
+    }
+    job->ops->kernels.attend(softmax + i_first, b->acc + i_first * d_v,
+                             b->q + i_first * (uint64_t)shape->d_k, n_valid, n, page->keys + from,
+                             page->values + from * d_v, shape->d_k, d_v, job->queries->scale,
+                             job->queries->softcap);
+}
+
+/* The first position that a token sees. */
+static uint64_t first_seen(const attend_job *job, const pe_place *place) {
+    const uint64_t end = (uint64_t)place->position + 1;
+    const uint32_t window = job->queries->window;
+    return window == 0 || end <= window ? 0 : end - window;
+}
+
 static void attend_page(const attend_job *job, const group *g, const bench *b, pe_softmax *softmax,
                         uint64_t i_page, uint64_t next) {
     const pe_kv_shape *shape = &job->kv->shape;
     const pe_kernels *kernels = &job->ops->kernels;
     const pe_place *places = job->queries->places + g->tile.first;
     const pe_kv_table *table = places->table;
-    const float *keys = kernels->open_keys[shape->type](
-        b->keys, pe_kv_keys(job->kv, table, i_page, job->layer, g->kv_head),
-        pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k);
-    const float *values = kernels->open_values[shape->type](
-        b->values, pe_kv_values(job->kv, table, i_page, job->layer, g->kv_head),
-        pe_kv_values(job->kv, table, next, job->layer, g->kv_head), shape->d_v);
-    uint32_t n_valid[TILE_QUERIES];
-    uint32_t n_before = 0;  // queries that stand in front of the page
-    for (uint32_t i = 0; i < g->n_queries; i++) {
-        const uint64_t end = (uint64_t)places[i / g->n_heads].position + 1;
-        const uint64_t first = i_page * PE_PAGE_TOKENS;
-        n_valid[i] = end > first ? (uint32_t)PE_MIN(end - first, PE_PAGE_TOKENS) : 0;
-        n_before += n_valid[i] == 0;
+    const opened page = {
+        .keys = kernels->open_keys[shape->type](
+            b->keys, pe_kv_keys(job->kv, table, i_page, job->layer, g->kv_head),
+            pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k),
+        .values = kernels->open_values[shape->type](
+            b->values, pe_kv_values(job->kv, table, i_page, job->layer, g->kv_head),
+            pe_kv_values(job->kv, table, next, job->layer, g->kv_head), shape->d_v),
+        .first = i_page * PE_PAGE_TOKENS};
+    // Positions rise: first tokens that stand in front of the page, then those that see it
+    // from its first position on, then, one by one, those whose window begins inside it,
+    // then those whose window lies behind it.
+    uint32_t begin = 0;
+    while (begin < g->tile.n_tokens && places[begin].position < page.first) {
+        begin++;
     }
-    const uint64_t d_v = round_up(shape->d_v);
-    kernels->attend(softmax + n_before, b->acc + n_before * d_v,
-                    b->q + n_before * (uint64_t)shape->d_k, n_valid + n_before,
-                    g->n_queries - n_before, keys, values, shape->d_k, d_v, job->queries->scale);
+    uint32_t end = begin;
+    while (end < g->tile.n_tokens && first_seen(job, &places[end]) <= page.first) {
+        end++;
+    }
+    if (end > begin) {
+        attend_tokens(job, g, b, softmax, &page, begin, end, 0);
+    }
+    for (; end < g->tile.n_tokens; end++) {
+        const uint64_t from = first_seen(job, &places[end]) - page.first;
+        if (from >= PE_PAGE_TOKENS) {
+            break;
+        }
+        attend_tokens(job, g, b, softmax, &page, end, end + 1, from);
+    }
 }
 
 static void attend_group(const attend_job *job, const group *g, uint32_t i_thread) {
     const bench b = bench_of(job, i_thread);
-    const uint64_t last = job->queries->places[g->tile.first + g->tile.n_tokens - 1].position;
+    const pe_place *places = job->queries->places + g->tile.first;
+    const float *sinks = job->queries->sinks;
     pe_softmax softmax[TILE_QUERIES];
     for (uint32_t i = 0; i < g->n_queries; i++) {
         softmax[i] = (pe_softmax){.max = -INFINITY, .sum = 0.0f};
+        if (sinks != NULL) {
+            softmax[i] = (pe_softmax){.max = sinks[g->head + i % g->n_heads], .sum = 1.0f};
+        }
     }
     gather(job, g, b.q);
     memset(b.acc, 0, g->n_queries * round_up(job->kv->shape.d_v) * sizeof *b.acc);
-    for (uint64_t page = 0; page <= last / PE_PAGE_TOKENS; page++) {
-        attend_page(job, g, &b, softmax, page, PE_MIN(page + 1, last / PE_PAGE_TOKENS));
+    const uint64_t last = places[g->tile.n_tokens - 1].position / PE_PAGE_TOKENS;
+    for (uint64_t page = first_seen(job, places) / PE_PAGE_TOKENS; page <= last; page++) {
+        attend_page(job, g, &b, softmax, page, PE_MIN(page + 1, last));
     }
     scatter(job, g, softmax, b.acc);
 }

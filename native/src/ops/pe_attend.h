@@ -33,14 +33,21 @@ typedef struct pe_queries {
     const pe_place *places;  // [n_tokens]
     size_t n_tokens;
     uint32_t n_heads;  // a multiple of the pool's n_kv_heads
+    uint32_t window;   // positions that are seen, the token's own included; 0: all
     float scale;
+    float softcap;       // bound of the scores; 0: none
+    const float *sinks;  // [n_heads], a score beside those of the positions, without a
+                         // value; NULL: none
 } pe_queries;
 
 /* For every token and head: the softmax-weighted mean of the values at positions
- * 0 to the token's own, whose keys and values are stored already.
+ * 0 to the token's own, or the last of them that the window shows, whose keys and
+ * values are stored already.
  * shape    out: [n_tokens][n_heads][d_v]
  * numeric  pages in order by pe_attend_fn, then out = acc / sum; for types that are
- *          stored rotated, q is rotated before and out after that.
+ *          stored rotated, q is rotated before and out after that. A page whose first
+ *          positions lie before the window is seen from the first inside on: j counts
+ *          from there. A sink starts as max = sink, sum = 1.
  *          The tiles, and so the threads and the batch, do not show: a query's
  *          arithmetic is its own */
 void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,

@@ -1,0 +1,455 @@
+"""From a checked config.json to metadata and a plan of tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from converters._config import Config
+from converters._families import (
+    ALWAYS,
+    FAMILIES,
+    LEFT_OUT_PREFIXES,
+    TEXT_PREFIXES,
+    WRAPPERS,
+    Family,
+    Rule,
+)
+from converters._gguf_writer import Field
+from converters._rope import Rope
+from converters._source import Floats, TensorEntry
+from pyengine._errors import ConversionError
+
+# Buffers that old checkpoints store and that follow from the config.
+_IGNORED_SUFFIX = ".rotary_emb.inv_freq"
+_OUTPUT_HEAD = "lm_head.weight"
+_EMBEDDING = Rule("model.embed_tokens", "token_embd", ("vocab", "width"))
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The sizes that the tensors follow; widths count numbers."""
+
+    layers: int
+    width: int
+    ffn_width: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    vocab: int
+    experts: int = 0
+    expert_width: int = 0
+    shared_width: int = 0
+
+    @property
+    def q_width(self) -> int:
+        """Rows of the query projection."""
+        return self.heads * self.head_width
+
+    @property
+    def kv_width(self) -> int:
+        """Rows of the key and of the value projection."""
+        return self.kv_heads * self.head_width
+
+    @property
+    def qkv_width(self) -> int:
+        """Rows of the three projections in one tensor."""
+        return self.q_width + 2 * self.kv_width
+
+    @property
+    def two_ffn_width(self) -> int:
+        """Rows of gate and up in one tensor."""
+        return 2 * self.ffn_width
+
+
+@dataclass(frozen=True)
+class Mapped:
+    """One tensor to write and where it comes from.
+
+    Attributes:
+        target: GGUF's name.
+        shape: Slowest dimension first.
+        sources: The checkpoint's names: one, or one of each expert, or none where `data` holds
+            the values.
+        head_rows: Rows of one head if the rows are re-ordered, else 0.
+        rule: How values become rows.
+        packed: The source is MXFP4: blocks and, beside them, scales.
+        data: Computed values.
+    """
+
+    target: str
+    shape: tuple[int, ...]
+    sources: tuple[str, ...] = ()
+    head_rows: int = 0
+    rule: Rule | None = None
+    packed: bool = False
+    data: Floats | None = None
+
+
+def pair_rows(rows: Floats, head_rows: int) -> Floats:
+    """Re-orders the rows of whole heads from half-split to interleaved rotation pairs.
+
+    The checkpoint rotates row i of a head with row i + half; GGUF's llama graph rotates rows 2i
+    and 2i + 1. Other rows, or values instead of keys, come out wrong without any error.
+
+    Args:
+        rows: Rows, or elements of a bias, of one or more whole heads.
+        head_rows: Rows of one head, an even number.
+
+    Returns:
+        A copy in the new order.
+    """
+    inner = rows.shape[1:]
+    split = rows.reshape(-1, 2, head_rows // 2, *inner)
+    return np.ascontiguousarray(split.swapaxes(1, 2)).reshape(rows.shape)
+
+
+def _find_family(config: Config) -> tuple[Family, Config]:
+    """The family that a config names, and the config of its text model."""
+    stated = config.values.get("architectures")
+    inner = config.section("text_config")
+    if stated is None:
+        kind = config.values.get("model_type")
+        for family in FAMILIES.values():
+            if family.model_type == kind:
+                return family, config
+        known = ", ".join(sorted({f.model_type for f in FAMILIES.values()}))
+        raise config.fail("model_type", f"one of {known}")
+    name = stated[0] if isinstance(stated, list) and len(stated) == 1 else None
+    if isinstance(name, str) and name in FAMILIES:
+        return FAMILIES[name], config
+    if isinstance(name, str) and name in WRAPPERS and inner is not None:
+        kind = inner.values.get("model_type")
+        for wrapped in WRAPPERS[name]:
+            if FAMILIES[wrapped].model_type == kind:
+                # Only the outer config says whether the head is tied.
+                outer = {k: v for k, v in config.values.items() if k == "tie_word_embeddings"}
+                return FAMILIES[wrapped], Config({**outer, **inner.values}, inner.where)
+        raise inner.fail("model_type", " or ".join(FAMILIES[w].model_type for w in WRAPPERS[name]))
+    raise config.fail("architectures", f"one of {', '.join([*FAMILIES, *WRAPPERS])}")
+
+
+class ModelMapping:
+    """A checked config and what follows from it."""
+
+    def __init__(self, values: Mapping[str, object], where: str = "config.json") -> None:
+        """Reads and checks config.json.
+
+        Args:
+            values: The parsed file.
+            where: What error messages call it.
+
+        Raises:
+            ConversionError: A value is missing or out of range, or a feature is unsupported.
+        """
+        self.family, stated = _find_family(Config(values, where))
+        self._config = config = Config({**self.family.defaults, **stated.values}, stated.where)
+        self._refuse_features()
+        width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
+        if config.values.get("head_dim") is None and width % heads:
+            raise ConversionError(
+                f"{config.where}: hidden_size: expected a multiple of {heads} heads, found {width}"
+            )
+        self._explicit_head_width = config.values.get("head_dim") is not None
+        self.shape = Shape(
+            layers=config.integer("num_hidden_layers"),
+            width=width,
+            ffn_width=config.integer("intermediate_size"),
+            heads=heads,
+            kv_heads=config.integer("num_key_value_heads", heads),
+            head_width=config.integer("head_dim", width // heads or None),
+            vocab=config.integer("vocab_size"),
+            **self._expert_sizes(),
+        )
+        if self.shape.head_width % 2:
+            raise ConversionError(
+                f"{config.where}: head_dim: expected an even number, found {self.shape.head_width}"
+            )
+        if heads % self.shape.kv_heads:
+            raise ConversionError(
+                f"{config.where}: num_key_value_heads: expected a divisor of {heads} heads, "
+                f"found {self.shape.kv_heads}"
+            )
+        self.context = config.integer("max_position_embeddings")
+        self._epsilon = config.number("rms_norm_eps", 1e-6)
+        self.tied = config.flag("tie_word_embeddings", False)
+        self._rope = Rope(config, self.family, self.shape.head_width)
+        self._rotated = self._read_rotated()
+        self._window, self._windowed = self._read_windows()
+
+    def _expert_sizes(self) -> dict[str, int]:
+        config, key = self._config, self.family.expert_width
+        if not key:
+            return {}
+        names = ("num_local_experts", "num_experts")
+        count = next((n for n in names if config.values.get(n) is not None), names[0])
+        self._n_used = config.integer("num_experts_per_tok")
+        experts = config.integer(count)
+        if self._n_used > experts:
+            raise config.fail("num_experts_per_tok", f"at most the {experts} experts")
+        shared = config.values.get("shared_intermediate_size")
+        return {
+            "experts": experts,
+            "expert_width": config.integer(key),
+            "shared_width": config.integer("shared_intermediate_size") if shared else 0,
+        }
+
+    # ---- metadata
+
+    def fields(self) -> list[Field]:
+        """The metadata that describes the network."""
+        name = self.family.architecture
+        return [Field(f"{name}.{f.key}", f.kind, f.value) for f in self._fields()]
+
+    def _fields(self) -> Iterator[Field]:
+        shape = self.shape
+        yield Field("block_count", "u32", shape.layers)
+        yield Field("context_length", "u32", self.context)
+        yield Field("embedding_length", "u32", shape.width)
+        yield Field("feed_forward_length", "u32", shape.ffn_width)
+        yield Field("attention.head_count", "u32", shape.heads)
+        yield Field("attention.head_count_kv", "u32", shape.kv_heads)
+        yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
+        if self._explicit_head_width:
+            yield Field("attention.key_length", "u32", shape.head_width)
+            yield Field("attention.value_length", "u32", shape.head_width)
+        yield Field("vocab_size", "u32", shape.vocab)
+        if shape.experts:
+            yield Field("expert_count", "u32", shape.experts)
+            yield Field("expert_used_count", "u32", self._n_used)
+        yield from self._rope.fields()
+        yield from self._extra_fields()
+        yield from self._window_fields()
+        yield from self._rotation_fields()
+        yield from self._scale_fields()
+
+    def _extra_fields(self) -> Iterator[Field]:
+        for extra in self.family.extras:
+            value = self._config.values.get(extra.source)
+            if extra.kind == "bool":
+                if not self._config.flag(extra.source, True):
+                    yield Field(extra.target, "bool", False)
+            elif not value:
+                if extra.required:
+                    yield Field(extra.target, extra.kind, 0)
+            elif extra.kind == "u32":
+                yield Field(extra.target, "u32", self._config.integer(extra.source))
+            else:
+                yield Field(extra.target, "f32", self._config.number(extra.source))
+
+    def _window_fields(self) -> Iterator[Field]:
+        window, layers = self._window, self._windowed
+        key = "attention.sliding_window"
+        if window and key not in [extra.target for extra in self.family.extras]:
+            yield Field(key, "u32", window)
+        period = self.family.period
+        implied = [period == 0 or (i + 1) % period != 0 for i in range(self.shape.layers)]
+        if window and layers != implied:
+            yield Field("attention.sliding_window_pattern", "bool", layers)
+
+    def _read_windows(self) -> tuple[int, list[bool]]:
+        """The window, 0 for none, and which layers have it."""
+        config, kind = self._config, self.family.windows
+        n = self.shape.layers
+        if kind == "none" or config.values.get("sliding_window") is None:
+            return 0, [False] * n
+        if kind in ("used", "late", "unrotated") and not config.flag("use_sliding_window", False):
+            return 0, [False] * n
+        window = config.integer("sliding_window")
+        if kind in ("all", "used"):
+            # A window that no text outgrows is none.
+            return (window if window < self.context else 0), [True] * n
+        stated = config.values.get("layer_types")
+        if stated is not None:
+            return window, self._layer_types(stated)
+        if kind == "late":
+            first = config.values.get("max_window_layers")
+            if isinstance(first, bool) or not isinstance(first, int) or first < 0:
+                raise config.fail("max_window_layers", "a number of layers")
+            return window, [i >= first for i in range(n)]
+        if kind == "unrotated":
+            return window, [not rotated for rotated in self._rotated]
+        period = self.family.period
+        if "sliding_window_pattern" in self.family.defaults:
+            period = config.integer("sliding_window_pattern")
+        return window, [(i + 1) % period != 0 for i in range(n)]
+
+    def _layer_types(self, stated: object) -> list[bool]:
+        known = {"sliding_attention": True, "full_attention": False}
+        if (
+            not isinstance(stated, list)
+            or len(stated) != self.shape.layers
+            or not all(kind in known for kind in stated)
+        ):
+            raise self._config.fail(
+                "layer_types", f"{self.shape.layers} times sliding_attention or full_attention"
+            )
+        return [known[kind] for kind in stated]
+
+    def _read_rotated(self) -> list[bool]:
+        """Which layers are rotated."""
+        n = self.shape.layers
+        if not self.family.rotated_period:
+            return [True] * n
+        stated = self._config.values.get("no_rope_layers")
+        if stated is not None:
+            if not isinstance(stated, list) or [x for x in stated if x not in (0, 1)]:
+                raise self._config.fail("no_rope_layers", "a list of 0 and 1")
+            if len(stated) != n:
+                raise self._config.fail("no_rope_layers", f"{n} numbers")
+            return [bool(x) for x in stated]
+        period = self._config.integer("no_rope_layer_interval")
+        return [(i + 1) % period != 0 for i in range(n)]
+
+    def _rotation_fields(self) -> Iterator[Field]:
+        period = self.family.rotated_period
+        implied = [period == 0 or (i + 1) % period != 0 for i in range(self.shape.layers)]
+        if self._rotated != implied:
+            yield Field("attention.rope_pattern", "bool", self._rotated)
+
+    def _scale_fields(self) -> Iterator[Field]:
+        if self._config.values.get("query_pre_attn_scalar") is None:
+            return
+        scalar = self._config.number("query_pre_attn_scalar")
+        implied = self.shape.head_width
+        if self.shape.layers == self.family.scaled_by_width:
+            implied = self.shape.width // self.shape.heads
+        if scalar != implied:
+            yield Field("attention.scale", "f32", 1 / math.sqrt(scalar))
+
+    # ---- tensors
+
+    def tensors(self, stored: Mapping[str, TensorEntry]) -> list[Mapped]:
+        """The tensors to write, in file order, each checked against what is stored.
+
+        Args:
+            stored: The checkpoint's tensors.
+
+        Returns:
+            The plan.
+
+        Raises:
+            ConversionError: A tensor is missing, is of another shape or is not known.
+        """
+        names = {
+            _plain_name(name): name
+            for name in stored
+            if not name.startswith(LEFT_OUT_PREFIXES) and not name.endswith(_IGNORED_SUFFIX)
+        }
+        plan: list[Mapped] = []
+        used: set[str] = set()
+        for rule, layer in self._walk():
+            plan.append(self._mapped(rule, layer, names, stored, used))
+        self._refuse_unknown(set(names) - used)
+        for name, values in self._rope.tensors.items():
+            plan.insert(1, Mapped(name, values.shape, data=values))
+        return plan
+
+    def _mapped(
+        self,
+        rule: Rule,
+        layer: int,
+        names: Mapping[str, str],
+        stored: Mapping[str, TensorEntry],
+        used: set[str],
+    ) -> Mapped:
+        dims: tuple[int, ...] = tuple(getattr(self.shape, name) for name in rule.shape)
+        n_sources = self.shape.experts if rule.experts == "each" else 1
+        sources = [rule.source.format(layer, i) + rule.suffix for i in range(n_sources)]
+        packed = rule.experts == "stacked" and f"{sources[0]}_blocks" in names
+        wanted = {source: self._stored_shape(rule, dims) for source in sources}
+        if packed:
+            experts, rows, columns = self._stored_shape(replace(rule, transposed=False), dims)
+            wanted = {
+                f"{sources[0]}_blocks": (experts, rows, columns // 32, 16),
+                f"{sources[0]}_scales": (experts, rows, columns // 32),
+            }
+        for source, shape in wanted.items():
+            self._check(stored.get(names.get(source, "")), source, shape)
+        used.update(wanted)
+        return Mapped(
+            rule.target.format(layer) + rule.target_suffix,
+            dims,
+            tuple(names[source] for source in wanted),
+            self.shape.head_width if rule.heads and self.family.paired else 0,
+            rule,
+            packed,
+        )
+
+    def _stored_shape(self, rule: Rule, dims: tuple[int, ...]) -> tuple[int, ...]:
+        """What a checkpoint's tensor has, slowest dimension first."""
+        outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
+        rows, *columns = inner
+        whole = (rows * rule.cut[1], *columns)
+        if rule.transposed:
+            whole = whole[::-1]
+        return whole if rule.experts == "each" else (*outer, *whole)
+
+    def _check(self, entry: TensorEntry | None, source: str, dims: tuple[int, ...]) -> None:
+        if entry is None:
+            raise ConversionError(
+                f"tensor {source!r}: expected shape {list(dims)}, found no such tensor"
+            )
+        if entry.shape != dims:
+            raise ConversionError(
+                f"tensor {source!r}: expected shape {list(dims)} as {self._config.where} says, "
+                f"found {list(entry.shape)}"
+            )
+
+    def _walk(self) -> Iterator[tuple[Rule, int]]:
+        yield _EMBEDDING, 0
+        for layer in range(self.shape.layers):
+            for rule in self.family.layer:
+                if "shared_width" in rule.shape and not self.shape.shared_width:
+                    continue
+                yield rule, layer
+                if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):
+                    yield (
+                        replace(rule, shape=rule.shape[:1], suffix=".bias", target_suffix=".bias"),
+                        layer,
+                    )
+        yield Rule("model.norm", "output_norm", ("width",), shift=self.family.norm_shift), 0
+        if not self.tied:
+            yield Rule("lm_head", "output", ("vocab", "width")), 0
+        elif self.family.writes_head:
+            yield replace(_EMBEDDING, target="output"), 0
+
+    def _refuse_unknown(self, names: set[str]) -> None:
+        # transformers, too, ties the weights and drops a head that is stored all the same.
+        unknown = sorted(names - ({_OUTPUT_HEAD} if self.tied else set()))
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise ConversionError(
+                f"tensor {unknown[0]!r}: expected only tensors of this architecture, "
+                f"found this one{more}"
+            )
+
+    # ---- checks
+
+    def _refuse_features(self) -> None:
+        config = self._config
+        key, value = self.family.activation
+        if config.text(key, value) != value:
+            raise config.fail(key, repr(value))
+        quantized = config.section("quantization_config")
+        method = quantized.values.get("quant_method") if quantized is not None else None
+        if quantized is not None and method not in self.family.quantized:
+            raise ConversionError(
+                f"{config.where}: quantization_config: expected weights that are not quantized, "
+                f"found quant_method {method!r}"
+            )
+        for key, allowed in self.family.fixed.items():
+            if config.values.get(key) not in allowed:
+                raise config.fail(key, " or ".join(map(repr, allowed)))
+
+
+def _plain_name(name: str) -> str:
+    """The name that a tensor of a wrapped text model has in a text model's own checkpoint."""
+    for prefix in TEXT_PREFIXES:
+        if name.startswith(prefix):
+            rest = name.removeprefix(prefix)
+            return rest if rest.startswith(("model.", "lm_head.")) else "model." + rest
+    return name

@@ -1,0 +1,202 @@
+"""Rotary embeddings: config.json's settings, in the old spelling or the new, as GGUF has them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import numpy as np
+
+from converters._config import Config
+from converters._families import Family
+from converters._gguf_writer import Field, Kind, Scalar
+from converters._source import Floats
+
+FACTORS = "rope_freqs.weight"
+LONG_FACTORS = "rope_factors_long.weight"
+SHORT_FACTORS = "rope_factors_short.weight"
+
+_GLOBAL, _LOCAL = "full_attention", "sliding_attention"
+# Other names of a kind.
+_SPELLINGS = {"su": "longrope"}
+
+
+class Rope:
+    """The checked settings.
+
+    Attributes:
+        dims: Dimensions of a head that are rotated.
+        tensors: What belongs beside the weights, by GGUF's name.
+    """
+
+    def __init__(self, config: Config, family: Family, head_width: int) -> None:
+        """Reads them.
+
+        Args:
+            config: config.json.
+            family: The model's.
+            head_width: Dimensions of a head.
+
+        Raises:
+            ConversionError: A value is missing or out of range, or a kind is unsupported.
+        """
+        self._family = family
+        self._context = config.integer("max_position_embeddings")
+        self.tensors: dict[str, Floats] = {}
+        self._scaling: list[Field] = []
+        both = config.section("rope_parameters") or config.section("rope_scaling")
+        rope, local = self._split(both)
+        self._nested = rope is not both
+        self.base = config.number("rope_theta", 10000.0)
+        self.local_base = 0.0
+        if family.local_rope:
+            self.local_base = config.number("rope_local_base_freq", self.base)
+        if local is not None:
+            self.local_base = local.number("rope_theta", self.local_base)
+            if local.text("rope_type", "default") != "default":
+                raise local.fail("rope_type", "'default' in windowed layers")
+        factor = config.number("partial_rotary_factor", 1.0)
+        if rope is not None:
+            self.base = rope.number("rope_theta", self.base)
+            factor = rope.number("partial_rotary_factor", factor)
+        self.dims = int(head_width * factor)
+        if factor != 1.0 and (family.architecture != "phi3" or factor > 1.0 or self.dims % 2):
+            raise (rope or config).fail("partial_rotary_factor", "1.0")
+        if rope is not None:
+            self._original = self._original_context(config, rope)
+            self._read_kind(rope)
+            self._read_temperature(rope)
+
+    def fields(self) -> Iterator[Field]:
+        """The metadata, without the architecture's name."""
+        yield Field("rope.dimension_count", "u32", self.dims)
+        yield Field("rope.freq_base", "f32", self.base)
+        if self.local_base:
+            yield Field("rope.freq_base_swa", "f32", self.local_base)
+        yield from self._scaling
+
+    def _split(self, both: Config | None) -> tuple[Config | None, Config | None]:
+        """The settings of layers without a window, and of those with one."""
+        if both is None:
+            return None, None
+        nested = next((k for k, v in both.values.items() if isinstance(v, dict)), None)
+        if nested is None:
+            return both, None
+        if not self._family.local_rope:
+            raise both.fail(nested, "one setting for all layers")
+        strange = sorted(both.values.keys() - {_GLOBAL, _LOCAL})
+        if strange:
+            raise both.fail(strange[0], f"settings of {_GLOBAL} and {_LOCAL} only")
+        return both.section(_GLOBAL), both.section(_LOCAL)
+
+    def _original_context(self, config: Config, rope: Config) -> int:
+        """Positions before any stretching; a value outside the settings goes first."""
+        stated = config.values.get("original_max_position_embeddings")
+        source = rope if stated is None else config
+        return source.integer("original_max_position_embeddings", self._context)
+
+    def _read_kind(self, rope: Config) -> None:
+        key = "rope_type" if rope.values.get("rope_type") is not None else "type"
+        kind = rope.text(key, "default")
+        kind = _SPELLINGS.get(kind, kind)
+        # Phi 3's older files call LongRoPE by YaRN's name.
+        if kind == "yarn" and "yarn" not in self._family.rope_kinds:
+            kind = "longrope"
+        known = self._family.rope_kinds
+        if kind not in known:
+            raise rope.fail(key, f"{', '.join(map(repr, known[:-1]))} or {known[-1]!r}")
+        if kind == "linear":
+            self._put("type", "str", "linear")
+            self._put("factor", "f32", rope.number("factor"))
+        elif kind == "llama3":
+            self.tensors[FACTORS] = self._llama3_factors(rope)
+        elif kind == "yarn":
+            self._read_yarn(rope)
+        elif kind == "longrope":
+            self._read_longrope(rope)
+
+    def _put(self, key: str, kind: Kind, value: Scalar) -> None:
+        self._scaling.append(Field(f"rope.scaling.{key}", kind, value))
+
+    def _read_temperature(self, rope: Config) -> None:
+        """How queries grow with their position, counted in original contexts."""
+        if rope.values.get("llama_4_scaling_beta") is None:
+            return
+        if self._family.architecture != "mistral3":
+            raise rope.fail("llama_4_scaling_beta", "no growth of queries with their position")
+        beta = rope.number("llama_4_scaling_beta")
+        if not any(field.key.endswith(".original_context_length") for field in self._scaling):
+            self._put("original_context_length", "u32", self._original)
+        self._scaling.append(Field("attention.temperature_scale", "f32", beta))
+
+    def _read_yarn(self, rope: Config) -> None:
+        factor = rope.number("factor")
+        # What a reader multiplies cosines and sines by when nothing else is said.
+        implied = _yarn_gain(factor, 1.0)
+        one, all_dims = (rope.values.get(k) for k in ("mscale", "mscale_all_dim"))
+        gain = implied
+        if one and all_dims:
+            gain = _yarn_gain(factor, rope.number("mscale"))
+            gain /= _yarn_gain(factor, rope.number("mscale_all_dim"))
+        gain = rope.number("attention_factor", gain)
+        self._put("type", "str", "yarn")
+        self._put("factor", "f32", factor)
+        self._put("original_context_length", "u32", self._original)
+        self._put("yarn_beta_fast", "f32", rope.number("beta_fast", 32.0))
+        self._put("yarn_beta_slow", "f32", rope.number("beta_slow", 1.0))
+        if self._family.architecture == "mistral3" and all_dims:
+            multiplier = rope.number("mscale_all_dim")
+            implied /= _yarn_gain(factor, multiplier)
+            self._put("yarn_log_multiplier", "f32", multiplier)
+        if not math.isclose(gain, implied, rel_tol=1e-9):
+            self._put("attn_factor", "f32", gain / implied)
+        # transformers looks for it beside the settings of both kinds of layers, not inside.
+        truncates = rope.flag("truncate", True) or self._nested
+        if truncates != (self._family.architecture != "gpt-oss"):
+            self._put("yarn_truncate", "bool", truncates)
+
+    def _read_longrope(self, rope: Config) -> None:
+        factor = rope.number("factor", self._context / self._original)
+        gain = 1.0
+        if factor > 1.0:
+            gain = math.sqrt(1 + math.log(factor) / math.log(self._original))
+        for key, name in (("long_factor", LONG_FACTORS), ("short_factor", SHORT_FACTORS)):
+            values = rope.values.get(key)
+            if (
+                not isinstance(values, list)
+                or len(values) != self.dims // 2
+                or not all(
+                    isinstance(v, int | float) and not isinstance(v, bool) and v > 0 for v in values
+                )
+            ):
+                raise rope.fail(key, f"{self.dims // 2} positive numbers")
+            self.tensors[name] = np.array(values, dtype=np.float32)
+        self._put("type", "str", "longrope")
+        self._put("attn_factor", "f32", rope.number("attention_factor", gain))
+        self._put("original_context_length", "u32", self._original)
+
+    def _llama3_factors(self, rope: Config) -> Floats:
+        """What each rotation frequency is divided by under Llama 3's long-context scaling.
+
+        Wavelengths (tokens per turn) above one bound are stretched by `factor`, those below
+        another are kept, and between the two the frequency is interpolated.
+        """
+        factor, low, high = (
+            rope.number(key) for key in ("factor", "low_freq_factor", "high_freq_factor")
+        )
+        trained = rope.integer("original_max_position_embeddings")
+        if low >= high:
+            raise rope.fail("low_freq_factor", f"less than high_freq_factor {high:g}")
+        wavelength = 2 * np.pi * self.base ** (np.arange(0, self.dims, 2) / self.dims)
+        kept = (trained / wavelength - low) / (high - low)
+        between = 1 / ((1 - kept) / factor + kept)
+        factors = np.where(
+            wavelength < trained / high,
+            1.0,
+            np.where(wavelength > trained / low, factor, between),
+        )
+        return factors.astype(np.float32)
+
+
+def _yarn_gain(factor: float, multiplier: float) -> float:
+    return 1.0 if factor <= 1.0 else 0.1 * multiplier * math.log(factor) + 1.0

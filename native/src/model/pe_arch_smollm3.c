@@ -1,0 +1,20 @@
+/* SmolLM 3: every fourth layer is not rotated. */
+#include "pe_arch_rows.h"
+
+static const pe_hparam_row HPARAMS[] = {PE_HPARAMS_PLAIN, PE_HPARAMS_ALWAYS_ROPE};
+
+static const pe_slot_row SLOTS[] = {
+    PE_SLOTS_MODEL, PE_SLOTS_ROPE, PE_SLOTS_PRE_NORMS, PE_SLOTS_ATTN, PE_SLOTS_FFN,
+};
+
+static const pe_step STEPS[] = {
+    PE_DO_WITH(RMS_NORM, ATTN_NORM), PE_DO(QKV),      PE_DO(ROPE_PAIRS), PE_STEPS_ATTEND,
+    PE_DO_WITH(RMS_NORM, FFN_NORM),  PE_STEPS_SWIGLU,
+};
+
+const pe_arch pe_arch_smollm3 = {
+    .name = "smollm3",
+    PE_TABLES(HPARAMS, SLOTS),
+    .layers = {[PE_LAYER_DENSE] = PE_STEP_LIST(STEPS)},
+    .nope_period = 4,
+};

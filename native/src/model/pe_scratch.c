@@ -1,0 +1,115 @@
+#include "pe_scratch.h"
+
+#include <inttypes.h>
+
+#include "pe_angles.h"
+#include "pe_mem.h"
+
+/* Takes one array of the scratch and counts its bytes; NULL once anything failed. */
+static void *take(pe_scratch *s, uint64_t n_items, uint64_t item_bytes, bool *ok) {
+    uint64_t n_bytes;
+    void *block = NULL;
+    if (*ok && pe_mul_u64(&n_bytes, n_items, item_bytes) &&
+        pe_add_u64(&s->n_bytes, s->n_bytes, n_bytes)) {
+        block = pe_mem_zalloc(n_items, item_bytes);
+    }
+    *ok = block != NULL;
+    return block;
+}
+
+static void take_experts(pe_scratch *s, const pe_hparams *hp, bool *ok) {
+    const uint64_t n_rows = (uint64_t)s->n_batch * hp->n_experts_used;
+    pe_routes *routes = &s->routes;
+    routes->n_used = hp->n_experts_used;
+    routes->n_experts = hp->n_experts;
+    routes->experts = take(s, n_rows, sizeof(uint32_t), ok);
+    routes->weights = take(s, n_rows, sizeof(float), ok);
+    routes->rows = take(s, n_rows, sizeof(uint32_t), ok);
+    routes->tokens = take(s, n_rows, sizeof(uint32_t), ok);
+    routes->firsts = take(s, hp->n_experts + 1, sizeof(uint32_t), ok);
+    routes->groups = take(s, hp->n_experts, sizeof(uint32_t), ok);
+    s->router_logits = take(s, (uint64_t)s->n_batch * hp->n_experts, sizeof(float), ok);
+    s->expert_h = take(s, n_rows * hp->d_model, sizeof(float), ok);
+    s->expert_gate = take(s, n_rows * hp->d_expert, sizeof(float), ok);
+    s->expert_up = take(s, n_rows * hp->d_expert, sizeof(float), ok);
+    s->expert_q8 = take(s, n_rows * pe_ceil_div(PE_MAX(hp->d_model, hp->d_expert), PE_BLOCK),
+                        sizeof(pe_act_block), ok);
+}
+
+pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
+                          uint32_t n_ctx, uint32_t n_threads, pe_error *err) {
+    const pe_hparams *hp = &model->hparams;
+    const uint64_t d_heads = (uint64_t)hp->n_heads * hp->d_v;
+    const uint64_t d_inner = PE_MAX(hp->d_ff, hp->d_shared);
+    const uint64_t d_widest = PE_MAX(PE_MAX(hp->d_model, d_inner), d_heads);
+    const uint64_t n_pairs = hp->d_rot / 2;
+    const uint64_t n = n_batch;
+    *out_scratch = (pe_scratch){.n_batch = n_batch};
+    pe_scratch *s = out_scratch;
+    bool ok = true;
+    s->tokens = take(s, n, sizeof *s->tokens, &ok);
+    s->places = take(s, n, sizeof *s->places, &ok);
+    s->n_rotations = hp->window > 0 ? PE_ROPE_NONE : PE_ROPE_LOCAL;
+    s->rope_freqs = take(s, s->n_rotations * n_pairs, sizeof(float), &ok);
+    s->angles = take(s, s->n_rotations * n * n_pairs * 2, sizeof(float), &ok);
+    s->x = take(s, n * hp->d_model, sizeof(float), &ok);
+    s->h = take(s, n * PE_MAX(hp->d_model, d_heads), sizeof(float), &ok);
+    s->q = take(s, n * hp->n_heads * hp->d_k, sizeof(float), &ok);
+    s->k = take(s, n * hp->n_kv_heads * hp->d_k, sizeof(float), &ok);
+    s->v = take(s, n * hp->n_kv_heads * hp->d_v, sizeof(float), &ok);
+    s->gate = take(s, n * d_inner, sizeof(float), &ok);
+    s->up = take(s, n * PE_MAX(d_inner, hp->d_model), sizeof(float), &ok);
+    s->q8 = take(s, n * pe_ceil_div(d_widest, PE_BLOCK), sizeof(pe_act_block), &ok);
+    s->attend.n_floats = pe_attend_room_floats(hp->d_k, hp->d_v);
+    s->attend.floats = take(s, n_threads, s->attend.n_floats * sizeof(float), &ok);
+    s->attend.tiles = take(s, n, sizeof *s->attend.tiles, &ok);
+    if (hp->n_experts > 0) {
+        take_experts(s, hp, &ok);
+    }
+    if (!ok) {
+        const uint64_t n_bytes = s->n_bytes;
+        pe_scratch_free(s);
+        return pe_fail(err, PE_ERR_NOMEM,
+                       "scratch for batches of %u tokens: expected %" PRIu64
+                       " bytes or more, found no memory for them",
+                       n_batch, n_bytes);
+    }
+    for (uint32_t kind = 0; kind < s->n_rotations; kind++) {
+        pe_rope_rule rule;
+        pe_angles_rule(&rule, &s->rope_magnitudes[kind], model, (pe_rope_angles_kind)kind, n_ctx);
+        pe_rope_freqs(s->rope_freqs + kind * n_pairs, (uint32_t)n_pairs, &rule);
+    }
+    return PE_OK;
+}
+
+void pe_scratch_free(pe_scratch *scratch) {
+    void *const blocks[] = {scratch->tokens,
+                            scratch->places,
+                            scratch->rope_freqs,
+                            scratch->angles,
+                            scratch->x,
+                            scratch->h,
+                            scratch->q,
+                            scratch->k,
+                            scratch->v,
+                            scratch->gate,
+                            scratch->up,
+                            scratch->q8,
+                            scratch->attend.floats,
+                            scratch->attend.tiles,
+                            scratch->routes.experts,
+                            scratch->routes.weights,
+                            scratch->routes.rows,
+                            scratch->routes.tokens,
+                            scratch->routes.firsts,
+                            scratch->routes.groups,
+                            scratch->router_logits,
+                            scratch->expert_h,
+                            scratch->expert_gate,
+                            scratch->expert_up,
+                            scratch->expert_q8};
+    for (size_t i = 0; i < PE_LEN(blocks); i++) {
+        pe_mem_free(blocks[i]);
+    }
+    *scratch = (pe_scratch){0};
+}

@@ -1,0 +1,54 @@
+/* A batch of tokens and the memory for computing it. */
+#ifndef PE_SCRATCH_H
+#define PE_SCRATCH_H
+
+#include "pe_attend.h"
+#include "pe_bind.h"
+#include "pe_experts.h"
+
+/* One token of a batch. */
+typedef struct pe_token {
+    uint32_t id;
+    float *logits;  // [n_vocab], the caller's; NULL: not wanted
+} pe_token;
+
+/* A batch and all memory that a pass over it needs, taken once. */
+typedef struct pe_scratch {
+    uint32_t n_batch;  // tokens that fit
+    uint64_t n_bytes;
+    uint32_t n_tokens;  // in the batch now
+    pe_token *tokens;
+    pe_place *places;      // beside tokens
+    uint32_t n_rotations;  // kinds of angles that the model has
+    float *rope_freqs;     // [n_rotations][d_rot / 2], by pe_rope_angles_kind
+    float *angles;         // [n_rotations][n_batch][d_rot / 2][2]
+    float rope_magnitudes[PE_ROPE_NONE];
+    float *x;          // [n_batch][d_model], the residual stream
+    float *h;          // [n_batch][wider of d_model and heads]
+    float *q;          // [n_batch][n_heads * d_k]
+    float *k;          // [n_batch][n_kv_heads * d_k]
+    float *v;          // [n_batch][n_kv_heads * d_v]
+    float *gate;       // [n_batch][d_ff]
+    float *up;         // [n_batch][wider of d_ff and d_model]
+    pe_act_block *q8;  // of the current value
+    pe_attend_room attend;
+    // only where there are experts
+    pe_routes routes;
+    float *router_logits;  // [n_batch][n_experts]
+    float *expert_h;       // [n_batch * n_experts_used][d_model], inputs, then outputs
+    float *expert_gate;    // [n_batch * n_experts_used][d_expert]
+    float *expert_up;      // beside it
+    pe_act_block *expert_q8;
+} pe_scratch;
+
+/* Sizes and takes the memory for batches of n_batch tokens on n_threads threads,
+ * fills rope_freqs for sessions of up to n_ctx positions.
+ * owner    freed with pe_scratch_free
+ * errors   PE_ERR_NOMEM names the bytes */
+pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
+                          uint32_t n_ctx, uint32_t n_threads, pe_error *err);
+
+/* A zeroed scratch is allowed. */
+void pe_scratch_free(pe_scratch *scratch);
+
+#endif
