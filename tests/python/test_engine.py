@@ -702,3 +702,34 @@ def test_a_forked_child_gets_an_error_and_no_deadlock(model_path: Path) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
     busy.join()
     engine.close()
+
+
+# ---- resident weights ----
+
+
+@pytest.mark.parametrize("dtype", QUANTIZED)
+def test_weights_that_move_change_no_bit(make_model: Callable[[Shape], Path], dtype: str) -> None:
+    path = make_model(shape_of(dtype))
+    tokens = random_tokens(PAGE + 7)
+    with Engine(path, n_threads=2, resident="off") as engine:
+        expected = engine.logits(tokens)
+        assert engine.info.resident_bytes_goal == 0
+        assert engine.info.resident_why == "off, as asked"
+    with Engine(path, n_threads=2, resident="auto") as engine:
+        moves = engine.info.resident_bytes_goal > 0
+        assert engine.info.resident_bytes == 0
+        for _ in range(40):  # before, while and after they move
+            assert np.array_equal(engine.logits(tokens), expected)
+        assert engine.info.resident_bytes == engine.info.resident_bytes_goal
+    if moves:
+        with Engine(path, n_threads=2, resident="on") as engine:
+            assert engine.info.resident_bytes == engine.info.resident_bytes_goal > 0
+            assert np.array_equal(engine.logits(tokens), expected)
+    else:
+        with pytest.raises(pyengine.UnsupportedModelError, match="resident weights: expected"):
+            Engine(path, n_threads=2, resident="on")
+
+
+def test_an_unknown_resident_mode_is_refused() -> None:
+    with pytest.raises(ArgumentError, match=r"resident: expected .*auto.*, found 'maybe'"):
+        Engine(resident="maybe")  # type: ignore[arg-type]
