@@ -234,7 +234,7 @@ int main(int argc, char **argv) {
                 continue;
             }
             const bool quantized = traits->acts == PE_ACTS_Q8;
-            for (int strips = 0; strips <= (quantized && kernels.fast_strips); strips++) {
+            for (int strips = 0; strips <= kernels.fast_strips[dtype]; strips++) {
                 for (size_t c = 0; c < PE_LEN(columns); c++) {
                     measure(&kernels, (pe_dtype)dtype, strips, weights,
                             quantized ? (const void *)q8 : (const void *)x, out, columns[c]);

@@ -452,11 +452,11 @@ static void unfit_models(void) {
 static uint64_t n_spared;  // allocations that were not to fail
 
 /* Everything a program does, ending at the first failure, with all released. */
-/* Whether kernels here read strips faster than rows. */
-static bool gains_by_strips(void) {
+/* Whether kernels here read strips of a type faster than rows. */
+static bool gains_by_strips(uint32_t dtype) {
     pe_kernels kernels;
     pe_kernels_init(&kernels, PE_ISA_BEST);
-    return kernels.fast_strips;
+    return kernels.fast_strips[dtype];
 }
 
 static pe_status whole_life(const char *path, uint32_t resident, pe_error *err) {
@@ -521,7 +521,8 @@ static void fail_each_allocation(const char *path, uint32_t resident) {
               "allocation %u: status %d: %s", (unsigned)k, (int)status, err.message);
     }
     // Weights that may stay where they are do so when there is no room for their list.
-    const uint64_t n_optional = resident == PE_RESIDENT_AUTO && gains_by_strips() ? 1 : 0;
+    const uint64_t n_optional =
+        resident == PE_RESIDENT_AUTO && gains_by_strips(PE_DTYPE_Q8_0) ? 1 : 0;
     CHECK_U64(n_failed, n - n_sound - n_optional);
     n_allocations = 0;
 }
@@ -534,7 +535,7 @@ static void every_allocation_fails_once(void) {
     bytes_free(&b);
     fail_each_allocation(path, PE_RESIDENT_AUTO);
     fail_each_allocation(path, PE_RESIDENT_OFF);
-    if (gains_by_strips()) {
+    if (gains_by_strips(PE_DTYPE_Q8_0)) {
         fail_each_allocation(path, PE_RESIDENT_ON);
     }
 }
@@ -570,7 +571,7 @@ static void resident_weights(void) {
         CHECK(strcmp(info_of(engine).resident_why, "off, as asked") == 0, "found %s",
               info_of(engine).resident_why);
         pe_engine_close(engine);
-        const bool gains = gains_by_strips() && pe_strip_has((pe_dtype)DTYPES[t]);
+        const bool gains = gains_by_strips(DTYPES[t]);
         for (uint32_t mode = PE_RESIDENT_AUTO; mode <= PE_RESIDENT_ON; mode += PE_RESIDENT_ON) {
             params.resident = mode;
             if (mode == PE_RESIDENT_ON && !gains) {

@@ -110,7 +110,7 @@ def test_quiet_says_nothing_beside_the_text() -> None:
 
 def test_verbose_names_what_runs() -> None:
     err = run("run", "-p", "Once", "-n", "1", "-v", "--isa", "scalar")[2]
-    assert "weights interleaved in memory: off: this instruction set reads rows as fast" in err
+    assert "weights interleaved in memory: off: rows of these types are read as fast" in err
     assert "llama, 8 layers" in err
     assert "kernels scalar" in err
 

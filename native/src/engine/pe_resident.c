@@ -21,13 +21,13 @@
 
 /* A product of at least one full strip gains; a single row is a vector. Stacked experts
  * stay where they are: a token reads few of them. */
-static bool gains(const pe_weight *weight) {
+static bool gains(const pe_weight *weight, const pe_kernels *kernels) {
     return weight->data != NULL && weight->n_stacked == 1 && weight->n_rows >= PE_STRIP_ROWS &&
-           pe_strip_has(weight->dtype);
+           kernels->fast_strips[weight->dtype];
 }
 
-static void add_weight(pe_resident *resident, pe_weight *weight) {
-    if (!gains(weight)) {
+static void add_weight(pe_resident *resident, pe_weight *weight, const pe_kernels *kernels) {
+    if (!gains(weight, kernels)) {
         return;
     }
     if (resident->weights != NULL) {
@@ -38,29 +38,30 @@ static void add_weight(pe_resident *resident, pe_weight *weight) {
 }
 
 /* Counts the weights; once there is room for them, lists them too. */
-static void list_weights(pe_resident *resident, pe_model *model) {
+static void list_weights(pe_resident *resident, pe_model *model, const pe_kernels *kernels) {
     resident->n_weights = 0;
     resident->n_bytes = 0;
     for (uint32_t layer = 0; layer < model->hparams.n_layers; layer++) {
         for (size_t slot = 0; slot < PE_W_COUNT; slot++) {
-            add_weight(resident, &model->layers[layer][slot]);
+            add_weight(resident, &model->layers[layer][slot], kernels);
         }
     }
-    add_weight(resident, &model->shared[PE_W_OUTPUT]);
+    add_weight(resident, &model->shared[PE_W_OUTPUT], kernels);
 }
 
 /* ---- deciding --------------------------------------------------------- */
 
 #define BECAUSE(resident, ...) snprintf((resident)->why, sizeof(resident)->why, __VA_ARGS__)
 
-static pe_status reserve(pe_resident *resident, pe_model *model, pe_error *err) {
+static pe_status reserve(pe_resident *resident, pe_model *model, const pe_kernels *kernels,
+                         pe_error *err) {
     resident->weights = pe_mem_alloc(resident->n_weights, sizeof(pe_weight *));
     resident->memory = pe_map_anonymous(resident->n_bytes);
     if (resident->weights == NULL || resident->memory == NULL) {
         return pe_fail(err, PE_ERR_NOMEM, "resident weights: no addresses for %" PRIu64 " bytes",
                        resident->n_bytes);
     }
-    list_weights(resident, model);
+    list_weights(resident, model, kernels);
     return PE_OK;
 }
 
@@ -68,20 +69,18 @@ pe_status pe_resident_init(pe_resident *out_resident, pe_model *model, const pe_
                            pe_resident_mode mode, pe_error *err) {
     pe_resident *r = out_resident;
     *r = (pe_resident){0};
-    list_weights(r, model);
+    list_weights(r, model, &ops->kernels);
     const uint64_t n_bytes = r->n_bytes;
     const uint64_t available = pe_ram_available("");
     const uint64_t most = available / 100 * MAX_SHARE_PERCENT;
     if (mode == PE_RESIDENT_OFF) {
         BECAUSE(r, "off, as asked");
-    } else if (!ops->kernels.fast_strips || n_bytes == 0) {
-        BECAUSE(r, n_bytes == 0 ? "off: no quantized matrices"
-                                : "off: this instruction set reads rows as fast");
+    } else if (n_bytes == 0) {
+        BECAUSE(r, "off: rows of these types are read as fast by this instruction set");
         if (mode == PE_RESIDENT_ON) {
             return pe_fail(err, PE_ERR_UNSUPPORTED,
-                           "resident weights: expected quantized matrices and a kernel that gains"
-                           " by them, found %s",
-                           n_bytes == 0 ? "no such matrix" : "no such kernel");
+                           "resident weights: expected a matrix that this instruction set reads"
+                           " faster interleaved, found none");
         }
     } else if (n_bytes > most) {
         BECAUSE(r,
@@ -94,7 +93,7 @@ pe_status pe_resident_init(pe_resident *out_resident, pe_model *model, const pe_
                            " bytes available, found %" PRIu64 " needed",
                            MAX_SHARE_PERCENT, available, n_bytes);
         }
-    } else if (reserve(r, model, err) != PE_OK) {
+    } else if (reserve(r, model, &ops->kernels, err) != PE_OK) {
         pe_resident_free(r);
         BECAUSE(r, "off: the system gave no addresses for %" PRIu64 " MB", MEGABYTES(n_bytes));
         return mode == PE_RESIDENT_ON ? PE_ERR_NOMEM : PE_OK;

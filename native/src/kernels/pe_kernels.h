@@ -109,9 +109,9 @@ typedef struct pe_kernels {
 
     /* The same bits for any number of columns from weights in strips (pe_strip.h), of the
      * quantized types: weights point to the strip of row 0, and row_bytes is the length
-     * of a row without gaps. fast_strips: they beat the two above. */
+     * of a row without gaps. fast_strips: whether they beat the two above. */
     pe_matmul_fn matmul_strips[PE_DTYPE_END];
-    bool fast_strips;
+    bool fast_strips[PE_DTYPE_END];
 
     /* out[i] = (x[i] * r) * weight[i], r = 1 / sqrt(lane_sum(x * x) / n + eps).
      * alias    out may be x */

@@ -1,6 +1,7 @@
 /* The entries of the table: one column and several, for every quantized type. Included
  * last by an instruction set's file, after LEVEL, its suffix, and MATMUL_QUANT,
- * its product of several columns, are defined, and MATMUL_STRIPS where it has one.
+ * its product of several columns, are defined, and MATMUL_STRIPS where it has one, with
+ * GAINS_BY_STRIPS, whether that pays for a type.
  */
 #define GLUE(a, b, c) a##b##_##c
 #define NAME(kind, name, level) GLUE(kind, name, level)
@@ -28,7 +29,9 @@
         MATMUL_STRIPS(out, out_stride, weights, row_bytes, n_rows, acts, act_bytes, n_cols, n_k,   \
                       dtype);                                                                      \
     }
-#define SET_STRIPS(name, dtype) kernels->matmul_strips[dtype] = NAME(strips_, name, LEVEL);
+#define SET_STRIPS(name, dtype)                                                                    \
+    kernels->matmul_strips[dtype] = NAME(strips_, name, LEVEL);                                    \
+    kernels->fast_strips[dtype] = GAINS_BY_STRIPS(dtype);
 #else
 #define STRIPS(name, dtype)
 #define SET_STRIPS(name, dtype)
@@ -68,7 +71,4 @@ static void NAME(set_, products, LEVEL)(pe_kernels *kernels) {
     SET(iq4_xs, PE_DTYPE_IQ4_XS)
     SET(mxfp4, PE_DTYPE_MXFP4)
 #undef SET
-#if defined(MATMUL_STRIPS)
-    kernels->fast_strips = true;
-#endif
 }

@@ -82,6 +82,7 @@ INLINE bool subtracts_offset(pe_dtype dtype) {
 
 #define MATMUL_QUANT matmul_panels
 #define MATMUL_STRIPS matmul_strips
+#define GAINS_BY_STRIPS(dtype) true
 #define LEVEL avx_vnni
 #include "products.h"
 
