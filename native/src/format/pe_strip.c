@@ -26,10 +26,6 @@ static const run RUNS[PE_DTYPE_END][MAX_RUNS] = {
     [PE_DTYPE_MXFP4] = {{1, 1}, {sizeof(pe_block_mxfp4), 4}},
 };
 
-bool pe_strip_has(pe_dtype dtype) {
-    return dtype < PE_DTYPE_END && RUNS[dtype][0].end != 0;
-}
-
 uint64_t pe_strip_bytes(uint64_t n_rows, uint64_t row_bytes) {
     return pe_ceil_div(n_rows, PE_STRIP_ROWS) * PE_STRIP_ROWS * row_bytes;
 }

@@ -21,9 +21,6 @@
 
 #define PE_STRIP_ROWS 16
 
-/* Whether a type has strips: the quantized ones. */
-bool pe_strip_has(pe_dtype dtype);
-
 /* Bytes of the strips of n_rows rows: a last strip that is not full is filled up. */
 uint64_t pe_strip_bytes(uint64_t n_rows, uint64_t row_bytes);
 
@@ -32,7 +29,7 @@ uint64_t pe_strip_bytes(uint64_t n_rows, uint64_t row_bytes);
  *          rows past the last are copies of the last
  * alias    out and rows do not overlap
  * threads  re-entrant; strips may be made one by one, beginning with a multiple of 16 rows
- * errors   cannot fail; dtype has strips */
+ * errors   cannot fail; dtype is a quantized type */
 void pe_strip_pack(void *out, pe_dtype dtype, const void *rows, uint64_t n_rows,
                    uint64_t row_bytes);
 
