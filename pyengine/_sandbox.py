@@ -90,6 +90,8 @@ def _check_growth(name: str, value: object, arguments: Iterable[object]) -> None
     """Refuses a call whose result can be longer than the bound."""
     if name not in _GROWING:
         return
+    arguments = list(arguments)
+    _check_filled(name, value, arguments)
     factor = 1
     for argument in arguments:
         factor = max(factor, argument if isinstance(argument, int) else _length(argument))
@@ -97,6 +99,22 @@ def _check_growth(name: str, value: object, arguments: Iterable[object]) -> None
         _check_format(value)
         factor = 1 if ":{" not in value.replace(" ", "") else factor
     _check_length(_length(value) * factor)
+
+
+def _check_filled(name: str, value: object, arguments: list[object]) -> None:
+    """Refuses what puts long texts side by side: the method or filter join, and formats."""
+    if name == "join":
+        for items in (value, *arguments):
+            if isinstance(items, list | tuple):
+                _check_length(sum(map(_length, items)))
+    elif name.startswith("format") and isinstance(value, str):
+        _check_fields(value, arguments)
+
+
+def _check_fields(text: str, arguments: Iterable[object]) -> None:
+    """Each field of a format may take the longest argument."""
+    longest = max((_length(argument) for argument in arguments), default=0)
+    _check_length(max(text.count("{"), text.count("%")) * longest)
 
 
 def _check_format(text: str) -> None:
@@ -170,6 +188,7 @@ class Environment(ImmutableSandboxedEnvironment):
             _check_length(_length(left) + _length(right))
         elif operator == "%" and isinstance(left, str):
             _check_format(left)
+            _check_fields(left, right if isinstance(right, tuple) else (right,))
         elif operator == "*" and not numbers:
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, int):

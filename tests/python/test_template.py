@@ -237,6 +237,11 @@ def test_an_error_names_template_line_and_cause(source: str, line: int, cause: s
         "{% macro f() %}{% for i in range(99) %}{{ 'x' * 6000000 }}{% endfor %}{% endmacro %}"
         "{% set x = f() %}",
         "{{ ([[1] * 1000] * 100000) | sum(start=[]) | length }}",
+        "{{ (['x' * 6000000] * 99) | join | length }}",
+        "{{ ''.join(['x' * 6000000] * 99) | length }}",
+        "{{ ('{0}' * 99).format('x' * 6000000) | length }}",
+        "{{ ('%s' * 99) | format(*(['x' * 6000000] * 99)) | length }}",
+        "{% set x = 'x' * 30000000 %}{{ ('%s%s%s' % (x, x, x)) | length }}",
         "{{ 'x'.encode().center(10000000000) }}",
         "{{ (1).to_bytes(10000000000) }}",
         "{{ " + "(" * 400 + "1" + ")" * 400 + " }}",
