@@ -97,7 +97,12 @@ def main(isa: str, dtype: str, as_json: bool) -> None:
 
 
 def _row(
-    name: str, layout: str, level: str, found: dict[int, tuple[float, float]], read: float, peak: float
+    name: str,
+    layout: str,
+    level: str,
+    found: dict[int, tuple[float, float]],
+    read: float,
+    peak: float,
 ) -> dict[str, Any]:
     return {
         "type": name,

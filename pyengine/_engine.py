@@ -100,9 +100,9 @@ class Engine(ClosableHandle):
 
     Weights are read from the file's mapping: opening takes milliseconds beyond building the
     tokenizer. Where memory allows they move to memory of this process while it computes,
-    see ``resident``; with ``"off"`` processes that open the same file go on sharing them. One engine may be used
-    from several threads: calls into the core wait for each other. Close it with
-    :meth:`close` or a ``with`` block.
+    see ``resident``; with ``"off"`` processes that open the same file go on sharing them. One
+    engine may be used from several threads: calls into the core wait for each other. Close it
+    with :meth:`close` or a ``with`` block.
 
     Args:
         path: A GGUF file; None opens the bundled story model.

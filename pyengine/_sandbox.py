@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
+from jinja2.filters import do_round, do_sum
 from jinja2.parser import Parser
 from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -89,6 +90,8 @@ def _check_growth(name: str, value: object, arguments: Iterable[object]) -> None
     """Refuses a call whose result can be longer than the bound."""
     if name not in _GROWING:
         return
+    arguments = list(arguments)
+    _check_filled(name, value, arguments)
     factor = 1
     for argument in arguments:
         factor = max(factor, argument if isinstance(argument, int) else _length(argument))
@@ -96,6 +99,22 @@ def _check_growth(name: str, value: object, arguments: Iterable[object]) -> None
         _check_format(value)
         factor = 1 if ":{" not in value.replace(" ", "") else factor
     _check_length(_length(value) * factor)
+
+
+def _check_filled(name: str, value: object, arguments: list[object]) -> None:
+    """Refuses what puts long texts side by side: the method or filter join, and formats."""
+    if name == "join":
+        for items in (value, *arguments):
+            if isinstance(items, list | tuple):
+                _check_length(sum(map(_length, items)))
+    elif name.startswith("format") and isinstance(value, str):
+        _check_fields(value, arguments)
+
+
+def _check_fields(text: str, arguments: Iterable[object]) -> None:
+    """Each field of a format may take the longest argument."""
+    longest = max((_length(argument) for argument in arguments), default=0)
+    _check_length(max(text.count("{"), text.count("%")) * longest)
 
 
 def _check_format(text: str) -> None:
@@ -111,6 +130,17 @@ class Environment(ImmutableSandboxedEnvironment):
     # Intercepted operators are not computed while compiling, either.
     intercepted_binops = frozenset({"*", "**", "+", "%"})
 
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """Puts together what a template, a macro or a block writes."""
+        parts: list[str] = []
+        length = 0
+        for piece in pieces:
+            parts.append(piece)
+            length += len(piece)
+            _check_length(length)
+        return "".join(parts)
+
     def __init__(self) -> None:
         super().__init__(
             trim_blocks=True,
@@ -118,6 +148,8 @@ class Environment(ImmutableSandboxedEnvironment):
             extensions=[_Generation, "jinja2.ext.loopcontrols"],
         )
         self.filters["tojson"] = _tojson
+        self.filters["round"] = _round
+        self.filters["sum"] = _sum
         self.filters = {name: _bounded(name, body) for name, body in self.filters.items()}
         self.filters["pyengine_counted"] = _counted
         self.filters["pyengine_joined"] = _joined
@@ -141,8 +173,10 @@ class Environment(ImmutableSandboxedEnvironment):
         # The sandbox wraps str.format in a function of its own.
         method = getattr(obj, "__wrapped__", obj)
         name, value = getattr(method, "__name__", ""), getattr(method, "__self__", "")
-        if not isinstance(obj, Macro) and isinstance(value, str):
+        if not isinstance(obj, Macro) and isinstance(value, str | bytes):
             _check_growth(name if isinstance(name, str) else "", value, [*args, *kwargs.values()])
+        if isinstance(value, int) and name == "to_bytes":
+            _refuse("expected no bytes of a number, found a call of to_bytes")
         if name == "generate_lorem_ipsum":
             _refuse("expected no filler text, found a call of lipsum")
         return super().call(context, obj, *args, **kwargs)
@@ -154,6 +188,7 @@ class Environment(ImmutableSandboxedEnvironment):
             _check_length(_length(left) + _length(right))
         elif operator == "%" and isinstance(left, str):
             _check_format(left)
+            _check_fields(left, right if isinstance(right, tuple) else (right,))
         elif operator == "*" and not numbers:
             for one, other in ((left, right), (right, left)):
                 if isinstance(one, int):
@@ -246,6 +281,32 @@ def _tojson(
         separators=separators,
         sort_keys=sort_keys,
     )
+
+
+def _round(value: Any, precision: int = 0, method: str = "common") -> Any:
+    """Rounds; Jinja's own filter computes any power of ten."""
+    if not -1000 <= precision <= 1000:
+        _refuse(f"round: expected a precision from -1000 to 1000, found {precision!r:.40}")
+    return do_round(value, precision, method)  # type: ignore[arg-type]
+
+
+@jinja2.pass_environment
+def _sum(
+    environment: jinja2.Environment, values: Any, attribute: Any = None, start: Any = 0
+) -> Any:
+    """Adds up; with lists each addition copies all before it, and takes as long."""
+    if not isinstance(start, int | float):
+        values = _copied(values)
+    return do_sum(environment, values, attribute, start)
+
+
+def _copied(values: Iterable[Any]) -> Iterator[Any]:
+    length = 0
+    for value in values:
+        length += _length(value)
+        _check_length(length)
+        _meter.get().step(1 + length // 1000)
+        yield value
 
 
 def _raise_exception(message: Any) -> NoReturn:

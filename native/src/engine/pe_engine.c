@@ -190,7 +190,7 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
         .kv_bytes = engine->kv.n_pages * engine->kv.page_bytes,
         .kv_bytes_peak = engine->kv.n_pages_peak * engine->kv.page_bytes,
         .resident_bytes = engine->resident.n_used,
-        .resident_bytes_goal = engine->resident.n_bytes,
+        .resident_bytes_goal = pe_resident_goal(&engine->resident),
         .resident_why = engine->resident.why,
     };
     pthread_mutex_unlock(&engine->mutex);

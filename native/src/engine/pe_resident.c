@@ -8,8 +8,8 @@
 #include "pe_mem.h"
 #include "pe_ram.h"
 
-/* Of what is available, so much may become strips: the rest is for keys and values, scratch
- * and whatever else the machine does. */
+/* Of what is available at open, so much may become strips: the rest is for keys and values,
+ * scratch and whatever else the machine does, and is left free later, too. */
 #define MAX_SHARE_PERCENT 75u
 
 /* Rows that one thread interleaves at a time; whole strips. */
@@ -101,6 +101,7 @@ pe_status pe_resident_init(pe_resident *out_resident, pe_model *model, const pe_
         BECAUSE(r, "%s: %" PRIu64 " MB, of %" PRIu64 " MB available",
                 mode == PE_RESIDENT_ON ? "on, as asked" : "on", MEGABYTES(n_bytes),
                 MEGABYTES(available));
+        r->n_bytes_free = available - most;
         return PE_OK;
     }
     r->n_weights = 0;
@@ -127,7 +128,24 @@ static void pack_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
                   PE_MIN(job->end - row, (uint64_t)CHUNK_ROWS), w->row_bytes);
 }
 
+/* Memory that was there at open may have gone to others: then what is made stays, and no
+ * more follows. */
+static bool still_fits(pe_resident *resident, uint64_t n_bytes) {
+    const uint64_t available = pe_ram_available("");
+    if (available > n_bytes && available - n_bytes >= resident->n_bytes_free) {
+        return true;
+    }
+    BECAUSE(resident, "stopped at %" PRIu64 " of %" PRIu64 " MB: %" PRIu64 " MB are available now",
+            MEGABYTES(resident->n_used), MEGABYTES(resident->n_bytes), MEGABYTES(available));
+    resident->n_weights = resident->n_made;
+    return false;
+}
+
 void pe_resident_make(pe_resident *resident, const pe_ops *ops, uint32_t share) {
+    if (resident->n_made == resident->n_weights ||
+        !still_fits(resident, resident->n_bytes / share)) {
+        return;
+    }
     uint64_t n_left = PE_MAX(resident->n_bytes / share, 1u);
     while (resident->n_made < resident->n_weights && n_left > 0) {
         pe_weight *weight = resident->weights[resident->n_made];
@@ -148,6 +166,10 @@ void pe_resident_make(pe_resident *resident, const pe_ops *ops, uint32_t share) 
             resident->n_rows = 0;
         }
     }
+}
+
+uint64_t pe_resident_goal(const pe_resident *resident) {
+    return resident->n_made == resident->n_weights ? resident->n_used : resident->n_bytes;
 }
 
 void pe_resident_free(pe_resident *resident) {

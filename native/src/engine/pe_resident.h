@@ -14,10 +14,11 @@
 
 typedef struct pe_resident {
     uint8_t *memory;
-    uint64_t n_bytes;     // reserved: strips of all weights that get some
-    uint64_t n_used;      // filled by those that are made
-    uint64_t n_rows;      // of the next one, filled too
-    pe_weight **weights;  // [n_weights], in the order in which a pass reads them
+    uint64_t n_bytes;       // reserved: strips of all weights that get some
+    uint64_t n_used;        // filled by those that are made
+    uint64_t n_rows;        // of the next one, filled too
+    uint64_t n_bytes_free;  // of the machine, to be left so
+    pe_weight **weights;    // [n_weights], in the order in which a pass reads them
     uint32_t n_weights;
     uint32_t n_made;  // the first ones have their strips
     char why[160];    // why there are strips, or none, for people
@@ -31,8 +32,12 @@ typedef struct pe_resident {
 pe_status pe_resident_init(pe_resident *out_resident, pe_model *model, const pe_ops *ops,
                            pe_resident_mode mode, pe_error *err);
 
-/* Makes strips of another 1 / share of the weights. Not during a pass. */
+/* Makes strips of another 1 / share of the weights, unless memory has become short: then
+ * those that are there remain the only ones, and why says so. Not during a pass. */
 void pe_resident_make(pe_resident *resident, const pe_ops *ops, uint32_t share);
+
+/* Bytes of strips when all are made that will be. */
+uint64_t pe_resident_goal(const pe_resident *resident);
 
 /* A zeroed one is allowed. The model's weights point to strips no more. */
 void pe_resident_free(pe_resident *resident);

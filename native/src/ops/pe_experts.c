@@ -26,7 +26,8 @@ void pe_routes_choose(pe_routes *routes, uint32_t token, const float *logits, bo
     for (uint32_t i = 0; i < routes->n_used; i++) {
         uint32_t best = routes->n_experts;
         for (uint32_t e = 0; e < routes->n_experts; e++) {
-            // NaN wins nothing, but is taken where nothing else is left.
+            // NaN wins against nothing but may stand first: its weights are NaN, and so the
+            // logits, which is an error.
             const bool wins = best == routes->n_experts || logits[e] > logits[best];
             best = wins && !is_among(chosen, i, e) ? e : best;
         }
