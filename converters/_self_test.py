@@ -60,7 +60,8 @@ _SAMPLES = (
     "\U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f636\u200d\U0001f32b\ufe0f",
     "\ufeffbom \u00a0\u2003\u3000\u2028\u200b\u00ad",
     "\ufffd \uffff \U0010ffff \u0378",
-    "\x00\x01\x1b[0m\x7f\x80\x9f",
+    # No NUL: llama.cpp's quantizer copies metadata as C strings, which end there.
+    "\x01\x02\x1b[0m\x7f\x80\x9f",
     "abc" * 60,
 )
 
