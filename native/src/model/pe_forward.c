@@ -19,6 +19,8 @@ typedef struct pass {
     const float *weight;
     const float *norm_in;
     float *norm_out;
+    float *gate;  // [tokens or rows][d_gate], which up multiplies
+    const float *up;
     uint64_t d_gate;
     void (*rotate)(float *head, const float *angles, uint32_t n_pairs);
 } pass;
@@ -129,18 +131,29 @@ static void store_token(void *arg, uint32_t i_token, uint32_t i_thread) {
                 p->s->v + (uint64_t)i_token * hp->n_kv_heads * hp->d_v);
 }
 
-static void silu_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+/* One token's gate, or one row's of the experts. */
+static void silu_gate(void *arg, uint32_t i, uint32_t i_thread) {
     (void)i_thread;
     const pass *p = arg;
-    float *gate = p->s->gate + i_token * p->d_gate;
-    p->ops->kernels.silu_mul(gate, gate, p->s->up + i_token * p->d_gate, p->d_gate);
+    float *gate = p->gate + i * p->d_gate;
+    p->ops->kernels.silu_mul(gate, gate, p->up + i * p->d_gate, p->d_gate);
 }
 
-static void gelu_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+static void gelu_gate(void *arg, uint32_t i, uint32_t i_thread) {
     (void)i_thread;
     const pass *p = arg;
-    float *gate = p->s->gate + i_token * p->d_gate;
-    p->ops->kernels.gelu_mul(gate, gate, p->s->up + i_token * p->d_gate, p->d_gate);
+    float *gate = p->gate + i * p->d_gate;
+    p->ops->kernels.gelu_mul(gate, gate, p->up + i * p->d_gate, p->d_gate);
+}
+
+/* gpt-oss's bound of gates. */
+#define CLAMP_LIMIT 7.0f
+
+static void clamped_gate(void *arg, uint32_t i, uint32_t i_thread) {
+    (void)i_thread;
+    const pass *p = arg;
+    float *gate = p->gate + i * p->d_gate;
+    p->ops->kernels.clamped_mul(gate, gate, p->up + i * p->d_gate, p->d_gate, CLAMP_LIMIT);
 }
 
 static void add_token(void *arg, uint32_t i_token, uint32_t i_thread) {
@@ -243,15 +256,22 @@ static void step_attend(pass *p, const pe_step *step) {
     set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * hp->d_v);
 }
 
-static void step_gated(pass *p, pe_pool_fn gate_token) {
+/* h = gate(products[1]) * products[0], of width d_gate. */
+static void run_gated(pass *p, const pe_product *products, uint64_t d_gate, pe_pool_fn gate) {
+    pe_matmul(p->ops, products, 2, &p->h);
+    p->gate = p->s->gate;
+    p->up = p->s->up;
+    p->d_gate = d_gate;
+    for_tokens(p, gate);
+    set_h(p, p->s->gate, p->s->n_tokens, d_gate);
+}
+
+static void step_gated(pass *p, pe_pool_fn gate) {
     const pe_product products[] = {
         product_of(p, p->s->up, PE_W_FFN_UP, PE_W_FFN_UP_BIAS),
         product_of(p, p->s->gate, PE_W_FFN_GATE, PE_W_FFN_GATE_BIAS),
     };
-    pe_matmul(p->ops, products, PE_LEN(products), &p->h);
-    p->d_gate = p->model->hparams.d_ff;
-    for_tokens(p, gate_token);
-    set_h(p, p->s->gate, p->s->n_tokens, p->d_gate);
+    run_gated(p, products, p->model->hparams.d_ff, gate);
 }
 
 static void step_project(pass *p, const pe_step *step) {
@@ -269,20 +289,12 @@ static void step_shared(pass *p) {
         product_of(p, p->s->up, PE_W_SHARED_UP, PE_W_NONE),
         product_of(p, p->s->gate, PE_W_SHARED_GATE, PE_W_NONE),
     };
-    pe_matmul(p->ops, products, PE_LEN(products), &p->h);
-    p->d_gate = p->model->hparams.d_shared;
-    for_tokens(p, silu_token);
-    set_h(p, p->s->gate, p->s->n_tokens, p->d_gate);
-    const pe_product down = product_of(p, p->s->up, PE_W_SHARED_DOWN, PE_W_NONE);
-    pe_matmul(p->ops, &down, 1, &p->h);
-    set_h(p, p->s->up, p->s->n_tokens, p->model->hparams.d_model);
+    run_gated(p, products, p->model->hparams.d_shared, silu_gate);
+    step_project(p, &(const pe_step){.weight = PE_W_SHARED_DOWN, .bias = PE_W_NONE});
     for_tokens(p, add_token);
 }
 
 /* ---- experts ---------------------------------------------------------- */
-
-/* gpt-oss's bound of gates. */
-#define CLAMP_LIMIT 7.0f
 
 static void choose_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
@@ -299,21 +311,6 @@ static void gather_row(void *arg, uint32_t i_row, uint32_t i_thread) {
     const uint64_t d_model = p->model->hparams.d_model;
     memcpy(p->s->expert_h + i_row * d_model, p->h.f32 + p->s->routes.tokens[i_row] * d_model,
            d_model * sizeof(float));
-}
-
-static void silu_row(void *arg, uint32_t i_row, uint32_t i_thread) {
-    (void)i_thread;
-    const pass *p = arg;
-    float *gate = p->s->expert_gate + i_row * p->d_gate;
-    p->ops->kernels.silu_mul(gate, gate, p->s->expert_up + i_row * p->d_gate, p->d_gate);
-}
-
-static void clamped_row(void *arg, uint32_t i_row, uint32_t i_thread) {
-    (void)i_thread;
-    const pass *p = arg;
-    float *gate = p->s->expert_gate + i_row * p->d_gate;
-    p->ops->kernels.clamped_mul(gate, gate, p->s->expert_up + i_row * p->d_gate, p->d_gate,
-                                CLAMP_LIMIT);
 }
 
 /* Choices are added up from the best on, so that the batch does not show. */
@@ -334,7 +331,7 @@ static void mix_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     }
 }
 
-static void step_experts(pass *p, pe_pool_fn gate_row) {
+static void step_experts(pass *p, pe_pool_fn gate) {
     const pe_hparams *hp = &p->model->hparams;
     pe_scratch *s = p->s;
     pe_routes *routes = &s->routes;
@@ -351,8 +348,10 @@ static void step_experts(pass *p, pe_pool_fn gate_row) {
         product_of(p, s->expert_gate, PE_W_EXPERTS_GATE, PE_W_EXPERTS_GATE_BIAS),
     };
     pe_experts_matmul(p->ops, inner, PE_LEN(inner), routes, &acts);
+    p->gate = s->expert_gate;
+    p->up = s->expert_up;
     p->d_gate = hp->d_expert;
-    pe_pool_run(p->ops->pool, gate_row, p, n_rows);
+    pe_pool_run(p->ops->pool, gate, p, n_rows);
     acts =
         (pe_acts){.f32 = s->expert_gate, .q8 = s->expert_q8, .n_cols = n_rows, .n_k = hp->d_expert};
     const pe_product down = product_of(p, s->expert_h, PE_W_EXPERTS_DOWN, PE_W_EXPERTS_DOWN_BIAS);
@@ -373,12 +372,12 @@ static void run_step(pass *p, const pe_step *step) {
     case PE_STEP_ROPE_HALVES: step_rope(p, pe_rope_rotate_halves); break;
     case PE_STEP_TEMPER: step_temper(p); break;
     case PE_STEP_ATTEND: step_attend(p, step); break;
-    case PE_STEP_SWIGLU: step_gated(p, silu_token); break;
-    case PE_STEP_GEGLU: step_gated(p, gelu_token); break;
+    case PE_STEP_SWIGLU: step_gated(p, silu_gate); break;
+    case PE_STEP_GEGLU: step_gated(p, gelu_gate); break;
     case PE_STEP_PROJECT: step_project(p, step); break;
     case PE_STEP_ADD: for_tokens(p, add_token); break;
-    case PE_STEP_EXPERTS: step_experts(p, silu_row); break;
-    case PE_STEP_EXPERTS_CLAMPED: step_experts(p, clamped_row); break;
+    case PE_STEP_EXPERTS: step_experts(p, silu_gate); break;
+    case PE_STEP_EXPERTS_CLAMPED: step_experts(p, clamped_gate); break;
     case PE_STEP_SHARED: step_shared(p); break;
     }
 }
