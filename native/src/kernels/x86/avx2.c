@@ -152,9 +152,8 @@ INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_
                 const __m256i q = _mm256_load_si256((const void *)w->q[u][f + i][8 * v]);
 #pragma GCC unroll 6
                 for (size_t c = 0; c < n_tile_cols; c++) {
-                    int32_t four;
-                    memcpy(&four, x[c]->q + 4 * (f + i), sizeof four);
-                    const __m256i two = maddubs(q, _mm256_set1_epi32(four), kind.limit);
+                    const __m256i two =
+                        maddubs(q, broadcast_four(x[c]->q + 4 * (f + i)), kind.limit);
                     pairs[c][v] = i == first ? two : _mm256_add_epi16(pairs[c][v], two);
                     // Else GCC adds up in a tree, for which all products wait in memory.
                     __asm__("" : "+x"(pairs[c][v]));

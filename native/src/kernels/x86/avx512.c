@@ -30,8 +30,11 @@ typedef __m512 vecf;
 #define vec_sll32 _mm512_slli_epi32
 #define vec_srl32 _mm512_srli_epi32
 #define vec_sra32 _mm512_srai_epi32
+#define vec_add32 _mm512_add_epi32
 #define vec_sub32 _mm512_sub_epi32
 #define vec_set1_32 _mm512_set1_epi32
+#define vec_zero _mm512_setzero_si512
+#define vec_dpbusd _mm512_dpbusd_epi32
 #define vec_max32 _mm512_max_epi32
 #define vec_widen_u8(p) _mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)(p)))
 #define vec_widen_u16(p) _mm512_cvtepu16_epi32(_mm256_loadu_si256((const void *)(p)))
@@ -55,6 +58,7 @@ typedef __m512 vecf;
 
 #include "panels.h"
 #include "rows.h"
+#include "vnni.h"
 
 /* Stages: pairs of rows interleaved, pairs of pairs, then 128-bit parts gathered. */
 INLINE void transpose_rows(void *out, const __m256i *rows) {
@@ -104,54 +108,6 @@ INLINE void transpose_16(vec *out, const uint8_t *const *rows, size_t at) {
     out[1] = _mm512_unpackhi_epi64(low01, low23);
     out[2] = _mm512_unpacklo_epi64(high01, high23);
     out[3] = _mm512_unpackhi_epi64(high01, high23);
-}
-
-INLINE bool offset_in_start(panel_kind kind) {
-    (void)kind;
-    return true;
-}
-
-INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,
-                      size_t n_fours, const pe_act_block *const *x, size_t n_tile_cols,
-                      size_t n_vecs, panel_kind kind) {
-    (void)kind;
-#pragma GCC unroll 12
-    for (size_t c = 0; c < n_tile_cols; c++) {
-#pragma GCC unroll 4
-        for (size_t v = 0; v < n_vecs; v++) {
-            isum[c][v] = start[c];
-        }
-    }
-#pragma GCC unroll 8
-    for (size_t i = f; i < f + n_fours; i++) {
-        __m512i weights[VECS];
-#pragma GCC unroll 4
-        for (size_t v = 0; v < n_vecs; v++) {
-            weights[v] = _mm512_load_si512(w->q[u][i][16 * v]);
-        }
-#pragma GCC unroll 12
-        for (size_t c = 0; c < n_tile_cols; c++) {
-            int32_t four;
-            memcpy(&four, x[c]->q + 4 * i, sizeof four);
-            const __m512i a = _mm512_set1_epi32(four);
-#pragma GCC unroll 4
-            for (size_t v = 0; v < n_vecs; v++) {
-                isum[c][v] = _mm512_dpbusd_epi32(isum[c][v], weights[v], a);
-            }
-        }
-    }
-}
-
-/* Two chains, for one alone takes longer than the processor looks ahead. */
-INLINE vec dot_fours(vec start, const vec *fours, size_t n_fours, const int8_t *x, int limit) {
-    (void)limit;
-    vec other = _mm512_setzero_si512();
-#pragma GCC unroll 4
-    for (size_t f = 0; f < n_fours; f += 2) {
-        start = _mm512_dpbusd_epi32(start, fours[f], broadcast_four(x + 4 * f));
-        other = _mm512_dpbusd_epi32(other, fours[f + 1], broadcast_four(x + 4 * f + 4));
-    }
-    return _mm512_add_epi32(start, other);
 }
 
 /* 32 bytes twice, the upper copy shifted right by one count, the lower by another. */
@@ -273,11 +229,6 @@ INLINE void dot_units(__m256i *first, __m256i *second, const uint8_t *p, const i
         _mm512_setr_epi32(0, 8, 1, 9, 2, 10, 3, 11, 4, 12, 5, 13, 6, 14, 7, 15), sums);
     *first = _mm512_castsi512_si256(ordered);
     *second = _mm512_extracti64x4_epi64(ordered, 1);
-}
-
-INLINE bool subtracts_offset(pe_dtype dtype) {
-    (void)dtype;
-    return true;
 }
 
 #define MATMUL_QUANT matmul_panels

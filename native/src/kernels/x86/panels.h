@@ -11,8 +11,8 @@
  * The including file says what a register is: ROWS (rows of a panel), vec and vecf with
  * the operations used below; how many registers hold rows for few columns, FEW_VECS, up
  * to which number of them, FEW_COLS; how many sums fit beside what else a tile needs,
- * TILE_SUMS and, when the sums of two halves are kept, TILE_SUMS_TWO; and how products
- * are summed, sum_fours.
+ * TILE_SUMS and, when the sums of two halves are kept, TILE_SUMS_TWO; up to how many columns
+ * strips meet in registers, FUSED_COLS; and how products are summed, sum_fours and dot_fours.
  */
 #ifndef PE_X86_PANELS_H
 #define PE_X86_PANELS_H
@@ -37,6 +37,18 @@ typedef struct panel_kind {
     bool two_scales;
     bool min;
 } panel_kind;
+
+INLINE panel_kind kind_of(pe_dtype dtype) {
+    return (panel_kind){(float)offset_of(dtype), limit_of(dtype), has_two_scales(dtype),
+                        has_min(dtype)};
+}
+
+/* Four neighbouring activations in each 32-bit lane. */
+INLINE vec broadcast_four(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, sizeof four);
+    return vec_set1_32(four);
+}
 
 /* isum[column][register]: start plus the exact sums of n_fours fours from four f on. */
 INLINE void sum_fours(vec (*isum)[VECS], const vec *start, const panel *w, size_t u, size_t f,

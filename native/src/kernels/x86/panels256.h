@@ -21,8 +21,10 @@ typedef __m256 vecf;
 #define vec_sll32(v, n) _mm256_slli_epi32(v, (int)(n))
 #define vec_srl32(v, n) _mm256_srli_epi32(v, (int)(n))
 #define vec_sra32 _mm256_srai_epi32
+#define vec_add32 _mm256_add_epi32
 #define vec_sub32 _mm256_sub_epi32
 #define vec_set1_32 _mm256_set1_epi32
+#define vec_zero _mm256_setzero_si256
 #define vec_max32 _mm256_max_epi32
 #define vec_widen_u8(p) _mm256_cvtepu8_epi32(_mm_loadl_epi64((const void *)(p)))
 #define vec_widen_u16(p) _mm256_cvtepu16_epi32(_mm_loadu_si128((const void *)(p)))

@@ -1,6 +1,7 @@
-/* Panels filled from strips (pe_strip.h), whose bytes lie as a panel wants them: what is
- * left is to unpack integers and scales where they stand, all rows of a register at once.
- * A new type is a case in expand_fours and in unit_scales.
+/* Products with strips (pe_strip.h), whose bytes lie as rows in lanes want them: what is left
+ * is to unpack integers and scales where they stand, all rows of a register at once. A few
+ * columns meet them in registers; for many they become a panel. A new type is a case in
+ * expand_fours and in unit_scales.
  *
  * Included by panels.h.
  */
@@ -216,19 +217,12 @@ INLINE unit_numbers unit_scales(lanes p, size_t u, pe_dtype dtype) {
 /* start plus the exact sums of n_fours fours times the activations at x. */
 INLINE vec dot_fours(vec start, const vec *fours, size_t n_fours, const int8_t *x, int limit);
 
-INLINE vec broadcast_four(const int8_t *x) {
-    int32_t four;
-    memcpy(&four, x, sizeof four);
-    return vec_set1_32(four);
-}
-
 /* Unit u of p's block times n_cols columns, added to sums, [column][row]. What is unpacked
  * stays in registers, so that loads from memory go on while products are computed. */
 INLINE void add_unit(float (*sums)[PE_STRIP_ROWS], lanes p, size_t u, const uint8_t *acts,
                      size_t act_bytes, size_t n_cols, pe_dtype dtype) {
     const vecf magic = vecf_set1(PE_SUM_MAGIC);
-    const panel_kind kind = {(float)offset_of(dtype), limit_of(dtype), has_two_scales(dtype),
-                             has_min(dtype)};
+    const panel_kind kind = kind_of(dtype);
     const size_t n_halves = kind.two_scales ? 2 : 1;
     vec fours[FOURS];
     expand_fours(fours, p, u, dtype);
