@@ -65,48 +65,59 @@ static pe_status reserve(pe_resident *resident, pe_model *model, const pe_kernel
     return PE_OK;
 }
 
-pe_status pe_resident_init(pe_resident *out_resident, pe_model *model, const pe_ops *ops,
-                           pe_resident_mode mode, pe_error *err) {
-    pe_resident *r = out_resident;
-    *r = (pe_resident){0};
-    list_weights(r, model, &ops->kernels);
-    const uint64_t n_bytes = r->n_bytes;
+/* Reserves what strips of all weights that gain need, or says why not. on: how to say yes. */
+static pe_status plan(pe_resident *r, pe_model *model, const pe_kernels *kernels, const char *on,
+                      pe_error *err) {
+    list_weights(r, model, kernels);
+    if (r->n_weights == 0) {
+        BECAUSE(r, "off: rows of these types are read as fast by this instruction set");
+        return pe_fail(err, PE_ERR_UNSUPPORTED,
+                       "resident weights: expected a matrix that this instruction set reads"
+                       " faster interleaved, found none");
+    }
     const uint64_t available = pe_ram_available("");
     const uint64_t most = available / 100 * MAX_SHARE_PERCENT;
-    if (mode == PE_RESIDENT_OFF) {
-        BECAUSE(r, "off, as asked");
-    } else if (n_bytes == 0) {
-        BECAUSE(r, "off: rows of these types are read as fast by this instruction set");
-        if (mode == PE_RESIDENT_ON) {
-            return pe_fail(err, PE_ERR_UNSUPPORTED,
-                           "resident weights: expected a matrix that this instruction set reads"
-                           " faster interleaved, found none");
-        }
-    } else if (n_bytes > most) {
+    if (r->n_bytes > most) {
         BECAUSE(r,
                 "off: %" PRIu64 " MB needed, %" PRIu64 " MB may be taken of %" PRIu64
                 " MB available",
-                MEGABYTES(n_bytes), MEGABYTES(most), MEGABYTES(available));
-        if (mode == PE_RESIDENT_ON) {
-            return pe_fail(err, PE_ERR_NOMEM,
-                           "resident weights: expected at most %u %% of the %" PRIu64
-                           " bytes available, found %" PRIu64 " needed",
-                           MAX_SHARE_PERCENT, available, n_bytes);
-        }
-    } else if (reserve(r, model, &ops->kernels, err) != PE_OK) {
-        pe_resident_free(r);
-        BECAUSE(r, "off: the system gave no addresses for %" PRIu64 " MB", MEGABYTES(n_bytes));
-        return mode == PE_RESIDENT_ON ? PE_ERR_NOMEM : PE_OK;
-    } else {
-        BECAUSE(r, "%s: %" PRIu64 " MB, of %" PRIu64 " MB available",
-                mode == PE_RESIDENT_ON ? "on, as asked" : "on", MEGABYTES(n_bytes),
-                MEGABYTES(available));
-        r->n_bytes_free = available - most;
+                MEGABYTES(r->n_bytes), MEGABYTES(most), MEGABYTES(available));
+        return pe_fail(err, PE_ERR_NOMEM,
+                       "resident weights: expected at most %u %% of the %" PRIu64
+                       " bytes available, found %" PRIu64 " needed",
+                       MAX_SHARE_PERCENT, available, r->n_bytes);
+    }
+    BECAUSE(r, "off: the system gave no addresses for %" PRIu64 " MB", MEGABYTES(r->n_bytes));
+    PE_TRY(reserve(r, model, kernels, err));
+    BECAUSE(r, "%s: %" PRIu64 " MB, of %" PRIu64 " MB available", on, MEGABYTES(r->n_bytes),
+            MEGABYTES(available));
+    r->n_bytes_free = available - most;
+    return PE_OK;
+}
+
+static void release(pe_resident *resident) {
+    pe_map_free_anonymous(resident->memory, resident->n_bytes);
+    pe_mem_free(resident->weights);
+    resident->memory = NULL;
+    resident->weights = NULL;
+    resident->n_bytes = 0;
+    resident->n_weights = 0;
+}
+
+pe_status pe_resident_init(pe_resident *out_resident, pe_model *model, const pe_ops *ops,
+                           pe_resident_mode mode, pe_error *err) {
+    const bool must = mode == PE_RESIDENT_ON;
+    *out_resident = (pe_resident){0};
+    if (mode == PE_RESIDENT_OFF) {
+        BECAUSE(out_resident, "off, as asked");
         return PE_OK;
     }
-    r->n_weights = 0;
-    r->n_bytes = 0;
-    return PE_OK;
+    const pe_status status =
+        plan(out_resident, model, &ops->kernels, must ? "on, as asked" : "on", must ? err : NULL);
+    if (status != PE_OK) {
+        release(out_resident);
+    }
+    return must ? status : PE_OK;
 }
 
 /* ---- making ----------------------------------------------------------- */
@@ -176,7 +187,6 @@ void pe_resident_free(pe_resident *resident) {
     for (uint32_t i = 0; i < resident->n_made; i++) {
         resident->weights[i]->strips = NULL;
     }
-    pe_map_free_anonymous(resident->memory, resident->n_bytes);
-    pe_mem_free(resident->weights);
-    *resident = (pe_resident){0};
+    release(resident);
+    resident->n_made = 0;
 }
