@@ -43,15 +43,19 @@ def _group() -> None:
 
 Command = Callable[..., Any]
 
-_ENGINE_OPTIONS = (
-    click.option(
-        "-c",
-        "--ctx-size",
-        type=int,
-        help="Context in tokens; default: as the model was trained for.",
-    ),
-    click.option("-t", "--threads", type=int, help="Default: usable cores."),
-    click.option("-b", "--batch-size", type=int, help="Prompt tokens per pass.  [default: 256]"),
+
+def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_kernel_options = _options(
     click.option(
         "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
     ),
@@ -67,17 +71,26 @@ _ENGINE_OPTIONS = (
         help="Force an instruction set.",
     ),
 )
+_engine_options = _options(
+    click.option(
+        "-c",
+        "--ctx-size",
+        "n_ctx",
+        type=int,
+        help="Context in tokens; default: as the model was trained for.",
+    ),
+    click.option("-t", "--threads", "n_threads", type=int, help="Default: usable cores."),
+    click.option(
+        "-b", "--batch-size", "n_batch", type=int, help="Prompt tokens per pass.  [default: 256]"
+    ),
+    _kernel_options,
+)
+_ENGINE_NAMES = ("n_ctx", "n_threads", "n_batch", "kv_type", "resident", "isa")
 
-
-def _engine_options(command: Command) -> Command:
-    """Options of how the engine is opened."""
-    for option in reversed(_ENGINE_OPTIONS):
-        command = option(command)
-    return command
-
-
-_SAMPLING_OPTIONS = (
-    click.option("--temp", "--temperature", type=float, default=0.8, show_default=True),
+_sampling_options = _options(
+    click.option(
+        "--temp", "--temperature", "temperature", type=float, default=0.8, show_default=True
+    ),
     click.option("--top-k", type=int, default=40, show_default=True, help="0: off."),
     click.option("--top-p", type=float, default=0.95, show_default=True, help="1: off."),
     click.option("--min-p", type=float, default=0.05, show_default=True, help="0: off."),
@@ -85,7 +98,12 @@ _SAMPLING_OPTIONS = (
     click.option("--presence-penalty", type=float, default=0.0, show_default=True),
     click.option("--frequency-penalty", type=float, default=0.0, show_default=True),
     click.option(
-        "--repeat-last-n", type=int, default=64, show_default=True, help="Penalty window."
+        "--repeat-last-n",
+        "penalty_window",
+        type=int,
+        default=64,
+        show_default=True,
+        help="Penalty window.",
     ),
     click.option("-s", "--seed", type=int, help="Default: a new one each time, shown at the end."),
     click.option(
@@ -94,11 +112,15 @@ _SAMPLING_OPTIONS = (
 )
 
 
-def _sampling_options(command: Command) -> Command:
-    """Options of how tokens are chosen."""
-    for option in reversed(_SAMPLING_OPTIONS):
-        command = option(command)
-    return command
+def _open(path: Path | None, options: dict[str, Any]) -> Engine:
+    """Opens a model as options say, and takes out of them what they say of that."""
+    return Engine(path, **{name: options.pop(name) for name in _ENGINE_NAMES})
+
+
+def _max_tokens(given: int) -> int | None:
+    if given < -1:
+        raise ArgumentError(f"--max-tokens: expected -1 or more, found {given}")
+    return None if given == -1 else given
 
 
 # ---- run ----
@@ -129,19 +151,11 @@ def _run(
     prompt_file: Path | None,
     escape: bool,
     max_tokens: int,
-    ctx_size: int | None,
-    threads: int | None,
-    batch_size: int | None,
-    temp: float,
-    repeat_last_n: int,
     stop: tuple[str, ...],
     echo: bool | None,
     quiet: bool,
     verbose: bool,
-    isa: Any,
-    kv_type: Any,
-    resident: Any,
-    **sampling: Any,
+    **options: Any,
 ) -> int:
     """Continues a prompt with MODEL, a GGUF file; without one, the bundled story model.
 
@@ -151,29 +165,18 @@ def _run(
     if escape:
         text = _unescape(text)
         stop = tuple(_unescape(item) for item in stop)
-    if max_tokens < -1:
-        raise ArgumentError(f"--max-tokens: expected -1 or more, found {max_tokens}")
-    with Engine(
-        model or model_option,
-        n_ctx=ctx_size,
-        n_threads=threads,
-        n_batch=batch_size,
-        isa=isa,
-        kv_type=kv_type,
-        resident=resident,
-    ) as engine:
+    most = _max_tokens(max_tokens)
+    with _open(model or model_option, options) as engine:
         if verbose:
             click.echo(_describe(engine), err=True)
         progress = _PrefillProgress(enabled=sys.stderr.isatty() and not quiet)
         stream = engine.generate(
             text,
             stream=True,
-            max_tokens=None if max_tokens == -1 else max_tokens,
-            temperature=temp,
-            penalty_window=repeat_last_n,
+            max_tokens=most,
             stop=stop,
             progress=progress,
-            **sampling,
+            **options,
         )
         shown = text if (sys.stdout.isatty() if echo is None else echo) else ""
         interrupted = _print_stream(shown, stream, progress)
@@ -321,43 +324,18 @@ def _chat(
     template: str | None,
     reasoning: str | None,
     max_tokens: int,
-    ctx_size: int | None,
-    threads: int | None,
-    batch_size: int | None,
-    kv_type: Any,
-    resident: Any,
-    isa: Any,
-    temp: float,
-    repeat_last_n: int,
-    stop: tuple[str, ...],
     verbose: bool,
-    **sampling: Any,
+    **options: Any,
 ) -> int:
     """Talks with MODEL, a GGUF file with a chat template.
 
     On a terminal /help lists what else can be typed. In a pipe each line is a turn.
     """
-    if max_tokens < -1:
-        raise ArgumentError(f"--max-tokens: expected -1 or more, found {max_tokens}")
-    with Engine(
-        model or model_option,
-        n_ctx=ctx_size,
-        n_threads=threads,
-        n_batch=batch_size,
-        isa=isa,
-        kv_type=kv_type,
-        resident=resident,
-    ) as engine:
+    options["max_tokens"] = _max_tokens(max_tokens)
+    with _open(model or model_option, options) as engine:
         if verbose:
             click.echo(_describe(engine), err=True)
-        options = {
-            "template": _template(engine, template),
-            "max_tokens": None if max_tokens == -1 else max_tokens,
-            "temperature": temp,
-            "penalty_window": repeat_last_n,
-            "stop": stop,
-            **sampling,
-        }
+        options["template"] = _template(engine, template)
         return ChatLoop(
             engine,
             system=system,
@@ -390,20 +368,7 @@ def _template(engine: Engine, given: str | None) -> str | None:
 @click.option("--columns", default="1,2,4,8", show_default=True, help="Sessions decoded together.")
 @click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True)
 @click.option("-c", "--ctx-size", type=int, help="Context in tokens.")
-@click.option(
-    "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
-)
-@click.option(
-    "--resident",
-    type=click.Choice(["auto", "on", "off"]),
-    default="auto",
-    help="Keep weights interleaved in memory.  [default: where it helps and fits]",
-)
-@click.option(
-    "--isa",
-    type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
-    help="Force an instruction set.",
-)
+@_kernel_options
 @click.option(
     "--json", "json_path", is_flag=False, flag_value="-", help="Write JSON there; alone: to stdout."
 )
