@@ -13,6 +13,8 @@
 #include <string.h>
 #include <strings.h>
 
+#include "operands.h"
+
 #define N_ROWS 512
 #define N_K 2048
 #define CHUNK_ROWS 64  // as one thread of the engine takes them
@@ -142,18 +144,6 @@ static int multiply(const product *p) {
 
 #endif
 
-/* Random bytes whose pairs, as fp16, are numbers of moderate size. */
-static void fill(uint8_t *buffer) {
-    uint64_t x = 88172645463325252u;
-    for (size_t at = 0; at < MAX_WEIGHT_BYTES; at += sizeof x) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        const uint64_t word = (x & 0x9fff9fff9fff9fffu) | 0x2000200020002000u;
-        memcpy(buffer + at, &word, sizeof word);
-    }
-}
-
 int main(int argc, char **argv) {
     if (argc != 5) {
         fprintf(stderr, "usage: %s LEVEL TYPE COLUMNS REPEATS\n", argv[0]);
@@ -166,10 +156,8 @@ int main(int argc, char **argv) {
     if (weights == NULL || x == NULL || out == NULL) {
         return 1;
     }
-    fill(weights);
-    for (size_t i = 0; i < N_K * n_cols; i++) {
-        x[i] = (float)((i * 37) % 255) / 127.0f - 1.0f;
-    }
+    fill_weights(weights, MAX_WEIGHT_BYTES);
+    fill_activations(x, N_K * n_cols);
     const product p = {argv[1], argv[2], n_cols, strtoul(argv[4], NULL, 10), weights, x, out};
     if (multiply(&p) != 0) {
         return 1;

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <time.h>
 
+#include "operands.h"
 #include "pe_cpu.h"
 #include "pe_kernels.h"
 
@@ -185,19 +186,6 @@ static void measure(const pe_kernels *kernels, pe_dtype dtype, bool strips, cons
     fflush(stdout);
 }
 
-/* Random bytes whose halves, as fp16, bf16 or the upper part of a float, are numbers of
- * moderate size. */
-static void fill(uint8_t *buffer) {
-    uint64_t x = 88172645463325252u;
-    for (size_t at = 0; at < BUFFER_BYTES; at += sizeof x) {
-        x ^= x << 13;
-        x ^= x >> 7;
-        x ^= x << 17;
-        const uint64_t word = (x & 0x9fff9fff9fff9fffu) | 0x2000200020002000u;
-        memcpy(buffer + at, &word, sizeof word);
-    }
-}
-
 int main(int argc, char **argv) {
     static const size_t columns[] = {1, 2, 4, 8, 16, MAX_COLS};
     const char *only_isa = argc > 1 ? argv[1] : "";
@@ -210,10 +198,8 @@ int main(int argc, char **argv) {
         fprintf(stderr, "kernels: no memory for %zu bytes of weights\n", BUFFER_BYTES);
         return 1;
     }
-    fill(weights);
-    for (size_t i = 0; i < (size_t)N_K * MAX_COLS; i++) {
-        x[i] = (float)((i * 37) % 255) / 127.0f - 1.0f;
-    }
+    fill_weights(weights, BUFFER_BYTES);
+    fill_activations(x, (size_t)N_K * MAX_COLS);
     printf("read\t\t\t1\t0\t%.2f\t0\n", read_rate(weights) * 1e-9);
     for (pe_isa isa = PE_ISA_SCALAR; isa <= PE_ISA_I8MM; isa++) {
         if (!pe_cpu_has_isa(isa) ||
