@@ -107,15 +107,21 @@ def _head_norms(
     )
 
 
-_PRE_NORMS = (
-    _norm("input_layernorm", "attn_norm"),
-    _norm("post_attention_layernorm", "ffn_norm"),
-)
+def _pre_norm(attention: tuple[Rule, ...], inner: tuple[Rule, ...]) -> tuple[Rule, ...]:
+    """A layer in the order of its work, a norm before each half: the order in the file, too."""
+    return (
+        _norm("input_layernorm", "attn_norm"),
+        *attention,
+        _norm("post_attention_layernorm", "ffn_norm"),
+        *inner,
+    )
+
+
 _POST_NORMS = (
     _norm("post_attention_layernorm", "post_attention_norm"),
     _norm("post_feedforward_layernorm", "post_ffw_norm"),
 )
-_LLAMA = _PRE_NORMS + _attention(_ATTENTION, _ATTENTION) + _feed_forward("mlp_bias")
+_LLAMA = _pre_norm(_attention(_ATTENTION, _ATTENTION), _feed_forward("mlp_bias"))
 # Gemma's norms multiply by 1 + weight; GGUF holds the sum.
 _GEMMA = (
     _norm("input_layernorm", "attn_norm", shift=1.0),
@@ -125,11 +131,12 @@ _GEMMA = (
     *_attention(_ATTENTION, _ATTENTION),
     *_feed_forward(),
 )
-_FUSED = (
-    *_PRE_NORMS,
-    *_rules(
+_FUSED = _pre_norm(
+    _rules(
         ("self_attn.qkv_proj", "attn_qkv", ("qkv_width", "width")),
         ("self_attn.o_proj", "attn_output", ("width", "q_width")),
+    ),
+    _rules(
         ("mlp.gate_up_proj", "ffn_up", ("two_ffn_width", "width")),
         ("mlp.down_proj", "ffn_down", ("width", "ffn_width")),
     ),
@@ -303,7 +310,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "MistralForCausalLM": Family(
             "mistral",
             "llama",
-            _PRE_NORMS + _attention() + _feed_forward(),
+            _pre_norm(_attention(), _feed_forward()),
             paired=True,
             defaults={"num_key_value_heads": 8, "sliding_window": 4096},
             rope_kinds=_ALL_KINDS,
@@ -312,14 +319,14 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "Qwen2ForCausalLM": Family(
             "qwen2",
             "qwen2",
-            _PRE_NORMS + _attention(ALWAYS) + _feed_forward(),
+            _pre_norm(_attention(ALWAYS), _feed_forward()),
             defaults={"num_key_value_heads": 32, **_QWEN_WINDOWS},
             windows="late",
         ),
         "Qwen3ForCausalLM": Family(
             "qwen3",
             "qwen3",
-            _PRE_NORMS + _attention(_ATTENTION, _ATTENTION) + _head_norms() + _feed_forward(),
+            _pre_norm(_attention(_ATTENTION, _ATTENTION) + _head_norms(), _feed_forward()),
             defaults={"num_key_value_heads": 32, "head_dim": 128, **_QWEN_WINDOWS},
             windows="late",
         ),
@@ -420,7 +427,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "Ministral3ForCausalLM": Family(
             "ministral3",
             "mistral3",
-            _PRE_NORMS + _attention() + _feed_forward(),
+            _pre_norm(_attention(), _feed_forward()),
             paired=True,
             defaults={"num_key_value_heads": 8, "head_dim": 128, "rms_norm_eps": 1e-5},
             rope_kinds=_ALL_KINDS,
@@ -429,10 +436,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "MixtralForCausalLM": Family(
             "mixtral",
             "llama",
-            (
-                *_PRE_NORMS,
-                *_attention(),
-                *_experts("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
+            _pre_norm(
+                _attention(),
+                _experts("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
             ),
             paired=True,
             defaults={
@@ -448,11 +454,9 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "Qwen3MoeForCausalLM": Family(
             "qwen3_moe",
             "qwen3moe",
-            (
-                *_PRE_NORMS,
-                *_attention(_ATTENTION, _ATTENTION),
-                *_head_norms(),
-                *_experts("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+            _pre_norm(
+                _attention(_ATTENTION, _ATTENTION) + _head_norms(),
+                _experts("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
             ),
             defaults={
                 "num_key_value_heads": 4,
@@ -472,7 +476,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "GraniteMoeForCausalLM": Family(
             "granitemoe",
             "granitemoe",
-            _PRE_NORMS + _attention(_ATTENTION, _ATTENTION) + _granite_experts(),
+            _pre_norm(_attention(_ATTENTION, _ATTENTION), _granite_experts()),
             paired=True,
             defaults=_GRANITE_MOE_DEFAULTS,
             extras=_SCALES,
@@ -481,12 +485,7 @@ FAMILIES: Mapping[str, Family] = MappingProxyType(
         "GraniteMoeSharedForCausalLM": Family(
             "granitemoeshared",
             "granitemoe",
-            (
-                *_PRE_NORMS,
-                *_attention(_ATTENTION, _ATTENTION),
-                *_granite_experts(),
-                *_granite_shared(),
-            ),
+            _pre_norm(_attention(_ATTENTION, _ATTENTION), _granite_experts() + _granite_shared()),
             paired=True,
             defaults=_GRANITE_MOE_DEFAULTS,
             extras=(
