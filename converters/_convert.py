@@ -13,7 +13,7 @@ import numpy as np
 from converters import _encode, _hub
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
-from converters._families import Rule
+from converters._family import Rule
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
 from converters._mapping import Mapped, ModelMapping, pair_rows
 from converters._source import Array

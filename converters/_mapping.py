@@ -9,15 +9,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converters._config import Config
-from converters._families import (
-    ALWAYS,
-    FAMILIES,
-    LEFT_OUT_PREFIXES,
-    TEXT_PREFIXES,
-    WRAPPERS,
-    Family,
-    Rule,
-)
+from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRAPPERS
+from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
 from converters._rope import Rope
 from converters._source import Floats, TensorEntry

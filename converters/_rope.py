@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from converters._config import Config
-from converters._families import Family
+from converters._family import Family
 from converters._gguf_writer import Field, Kind, Scalar
 from converters._source import Floats
 

@@ -1,0 +1,48 @@
+#include "pe_pass.h"
+
+static void norm_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    p->ops->kernels.rms_norm(p->norm_out + i_token * d_model, p->norm_in + i_token * d_model,
+                             p->weight, d_model, p->model->hparams.norm_eps);
+}
+
+void pe_step_norm_rows(pe_pass *p, const float *weight, const float *in, float *out,
+                       uint32_t n_rows) {
+    p->weight = weight;
+    p->norm_in = in;
+    p->norm_out = out;
+    pe_pool_run(p->ops->pool, norm_token, p, n_rows);
+}
+
+void pe_step_residual(pe_pass *p) {
+    pe_pass_set_h(p, p->s->x, p->s->n_tokens, p->model->hparams.d_model);
+}
+
+void pe_step_norm(pe_pass *p, const pe_step *step, const float *in, float *out) {
+    pe_step_norm_rows(p, pe_pass_weight(p, step->weight)->data, in, out, p->s->n_tokens);
+    pe_pass_set_h(p, out, p->s->n_tokens, p->model->hparams.d_model);
+}
+
+void pe_step_project(pe_pass *p, const pe_step *step) {
+    const pe_product product = pe_pass_product(p, p->s->up, step->weight, step->bias);
+    pe_matmul(p->ops, &product, 1, &p->h);
+    pe_pass_set_h(p, p->s->up, p->s->n_tokens, product.weight->n_rows);
+}
+
+static void add_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    const float scale = p->model->hparams.residual_scale;
+    float *x = p->s->x + i_token * d_model;
+    const float *h = p->h.f32 + i_token * d_model;
+    for (uint64_t i = 0; i < d_model; i++) {
+        x[i] += scale * h[i];
+    }
+}
+
+void pe_step_add(pe_pass *p) {
+    pe_pass_for_tokens(p, add_token);
+}

@@ -1,0 +1,130 @@
+#include "pe_math.h"
+#include "pe_pass.h"
+
+/* Norms x in runs as long as the weight. */
+static void norm_runs(const pe_pass *p, float *x, uint64_t n, const pe_weight *weight) {
+    for (uint64_t i = 0; i < n; i += weight->n_cols) {
+        p->ops->kernels.rms_norm(x + i, x + i, weight->data, weight->n_cols,
+                                 p->model->hparams.norm_eps);
+    }
+}
+
+static float *q_of(const pe_pass *p, uint32_t i_token) {
+    return p->s->q + (uint64_t)i_token * p->model->hparams.n_heads * p->model->hparams.d_k;
+}
+
+static float *k_of(const pe_pass *p, uint32_t i_token) {
+    return p->s->k + (uint64_t)i_token * p->model->hparams.n_kv_heads * p->model->hparams.d_k;
+}
+
+static void norm_qk_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    norm_runs(p, q_of(p, i_token), (uint64_t)hp->n_heads * hp->d_k,
+              pe_pass_weight(p, PE_W_ATTN_Q_NORM));
+    norm_runs(p, k_of(p, i_token), (uint64_t)hp->n_kv_heads * hp->d_k,
+              pe_pass_weight(p, PE_W_ATTN_K_NORM));
+}
+
+static void rope_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    const uint32_t n_pairs = hp->d_rot / 2;
+    const float *angles = pe_pass_angles(p, pe_pass_layer(p)->rope) + (uint64_t)i_token * hp->d_rot;
+    for (uint32_t i = 0; i < hp->n_heads; i++) {
+        p->rotate(q_of(p, i_token) + (uint64_t)i * hp->d_k, angles, n_pairs);
+    }
+    for (uint32_t i = 0; i < hp->n_kv_heads; i++) {
+        p->rotate(k_of(p, i_token) + (uint64_t)i * hp->d_k, angles, n_pairs);
+    }
+}
+
+static void temper_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    const uint32_t n_full = p->s->places[i_token].position / hp->n_ctx_rope;
+    const float scale = 1.0f + hp->temper_scale * (float)pe_log(1.0 + n_full);
+    float *q = q_of(p, i_token);
+    for (uint64_t i = 0; i < (uint64_t)hp->n_heads * hp->d_k; i++) {
+        q[i] *= scale;
+    }
+}
+
+static void store_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    const pe_place *place = &p->s->places[i_token];
+    pe_kv_store(p->kv, place->table, p->layer, place->position, k_of(p, i_token),
+                p->s->v + (uint64_t)i_token * hp->n_kv_heads * hp->d_v);
+}
+
+void pe_step_qkv(pe_pass *p) {
+    const pe_product products[] = {
+        pe_pass_product(p, p->s->q, PE_W_ATTN_Q, PE_W_ATTN_Q_BIAS),
+        pe_pass_product(p, p->s->k, PE_W_ATTN_K, PE_W_ATTN_K_BIAS),
+        pe_pass_product(p, p->s->v, PE_W_ATTN_V, PE_W_ATTN_V_BIAS),
+    };
+    pe_matmul(p->ops, products, PE_LEN(products), &p->h);
+}
+
+void pe_step_norm_qk(pe_pass *p) {
+    pe_pass_for_tokens(p, norm_qk_token);
+}
+
+void pe_step_rope(pe_pass *p, void (*rotate)(float *, const float *, uint32_t)) {
+    p->rotate = rotate;
+    if (pe_pass_layer(p)->rope != PE_ROPE_NONE) {
+        pe_pass_for_tokens(p, rope_token);
+    }
+}
+
+void pe_step_temper(pe_pass *p) {
+    if (p->model->hparams.temper_scale > 0.0f) {
+        pe_pass_for_tokens(p, temper_token);
+    }
+}
+
+/* In the last layer, once keys and values are stored, tokens whose logits nobody wants are
+ * done: the others move together. Each is computed by itself, so this changes no bit. */
+static void drop_unwanted(pe_pass *p) {
+    const pe_hparams *hp = &p->model->hparams;
+    const uint64_t q_width = (uint64_t)hp->n_heads * hp->d_k;
+    pe_scratch *s = p->s;
+    uint32_t n_kept = 0;
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        if (s->tokens[i].logits == NULL) {
+            continue;
+        }
+        if (n_kept < i) {
+            s->tokens[n_kept] = s->tokens[i];
+            s->places[n_kept] = s->places[i];
+            memcpy(s->q + n_kept * q_width, s->q + i * q_width, q_width * sizeof *s->q);
+            memcpy(s->x + (uint64_t)n_kept * hp->d_model, s->x + (uint64_t)i * hp->d_model,
+                   hp->d_model * sizeof *s->x);
+        }
+        n_kept++;
+    }
+    s->n_tokens = n_kept;
+}
+
+void pe_step_attend(pe_pass *p, const pe_step *step) {
+    const pe_hparams *hp = &p->model->hparams;
+    pe_pass_for_tokens(p, store_token);
+    if (p->layer + 1 == hp->n_layers) {
+        drop_unwanted(p);
+    }
+    const pe_queries queries = {.q = p->s->q,
+                                .places = p->s->places,
+                                .n_tokens = p->s->n_tokens,
+                                .n_heads = hp->n_heads,
+                                .window = pe_pass_layer(p)->window,
+                                .scale = hp->attn_scale,
+                                .softcap = hp->attn_softcap,
+                                .sinks = pe_pass_weight(p, step->weight)->data};
+    pe_attend(p->ops, p->kv, p->layer, p->s->h, &queries, &p->s->attend);
+    pe_pass_set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * hp->d_v);
+}
