@@ -162,6 +162,7 @@ def _is_float(item: Mapped) -> bool:
         len(item.shape) == 1
         or item.target.endswith(".bias")
         or item.target.endswith(".ffn_gate_inp.weight")
+        or (item.rule is not None and item.rule.exact)
     )
 
 
@@ -187,12 +188,19 @@ def _row_pieces(
         step = max(step - step % mapped.head_rows, mapped.head_rows)
     where = f"{source} in {checkpoint.file_of(source)}"
     begin = rule.cut[0] * rows
+    # Stored rows of one written row: more than one where they are stored as one long vector.
+    each = checkpoint.entries[source].shape[0] // rows if rule.stored else 1
     for first in range(0, rows, step):
-        piece = checkpoint.read_rows(source, begin + first, begin + min(first + step, rows))
+        end = begin + min(first + step, rows)
+        piece = checkpoint.read_rows(source, (begin + first) * each, end * each)
         if mapped.head_rows:
             piece = pair_rows(piece, mapped.head_rows)
         if rule.shift:
             piece += np.float32(rule.shift)
+        if rule.negated_exp:
+            piece = -np.exp(piece)
+        if rule.stored:
+            piece = piece.reshape(-1, *mapped.shape[1:])
         yield _encode.encode(piece, kind, where)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
+
+from converters._config import Config
 
 # Whether a bias stands beside a weight: never, always, or as this flag of the config says.
 NO_BIAS, ALWAYS = "", "always"
@@ -29,6 +31,9 @@ class Rule:
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
+        stored: The shape in the checkpoint, where it is another of the same numbers.
+        exact: Whether it stays F32 whatever type is asked for.
+        negated_exp: Whether the values are x of the -e^x that readers want.
     """
 
     source: str
@@ -43,6 +48,9 @@ class Rule:
     cut: tuple[int, int] = (0, 1)
     alternates: bool = False
     transposed: bool = False
+    stored: tuple[str, ...] = ()
+    exact: bool = False
+    negated_exp: bool = False
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,10 @@ class Family:
         fixed: Keys that must have one of these values.
         expert_width: The config key of an expert's inner width, "" where there are no experts.
         quantized: Values of quant_method that are read as they are.
+        last_norm: What the norm in front of the head is called, in the checkpoint and in GGUF.
+        recurrent: The tensors of a layer that has a state instead of keys and values.
+        recurrent_type: What layer_types calls such a layer.
+        adapted: The config in the names and meanings of the other families.
     """
 
     model_type: str
@@ -162,6 +174,10 @@ class Family:
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: MappingProxyType({}))
     expert_width: str = ""
     quantized: tuple[str, ...] = ()
+    last_norm: tuple[str, str] = ("model.norm", "output_norm")
+    recurrent: tuple[Rule, ...] = ()
+    recurrent_type: str = ""
+    adapted: Callable[[Config], Mapping[str, object]] | None = None
 
 
 ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")

@@ -36,6 +36,8 @@ class Shape:
     experts: int = 0
     expert_width: int = 0
     shared_width: int = 0
+    conv: int = 0
+    one: int = 1
 
     @property
     def q_width(self) -> int:
@@ -56,6 +58,11 @@ class Shape:
     def two_ffn_width(self) -> int:
         """Rows of gate and up in one tensor."""
         return 2 * self.ffn_width
+
+    @property
+    def three_widths(self) -> int:
+        """Rows of three vectors as wide as the model."""
+        return 3 * self.width
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,9 @@ class ModelMapping:
         self.family, stated = _find_family(Config(values, where))
         self._config = config = Config({**self.family.defaults, **stated.values}, stated.where)
         self._refuse_features()
+        if self.family.adapted is not None:
+            adapted = {**config.values, **self.family.adapted(config)}
+            self._config = config = Config(adapted, config.where)
         width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
         if config.values.get("head_dim") is None and width % heads:
             raise ConversionError(
@@ -156,6 +166,7 @@ class ModelMapping:
             head_width=config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
+            **self._state_sizes(),
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -171,7 +182,13 @@ class ModelMapping:
         self.tied = config.flag("tie_word_embeddings", False)
         self._rope = Rope(config, self.family, self.shape.head_width)
         self._rotated = self._read_rotated()
+        self._recurrent = self._read_recurrent()
         self._window, self._windowed = self._read_windows()
+
+    def _state_sizes(self) -> dict[str, int]:
+        if not self.family.recurrent:
+            return {}
+        return {"conv": self._config.integer("conv_width")}
 
     def _expert_sizes(self) -> dict[str, int]:
         config, key = self._config, self.family.expert_width
@@ -204,7 +221,8 @@ class ModelMapping:
         yield Field("embedding_length", "u32", shape.width)
         yield Field("feed_forward_length", "u32", shape.ffn_width)
         yield Field("attention.head_count", "u32", shape.heads)
-        yield Field("attention.head_count_kv", "u32", shape.kv_heads)
+        kv_heads = [0 if recurrent else shape.kv_heads for recurrent in self._recurrent]
+        yield Field("attention.head_count_kv", "u32", kv_heads if 0 in kv_heads else shape.kv_heads)
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
         if self._explicit_head_width:
             yield Field("attention.key_length", "u32", shape.head_width)
@@ -281,6 +299,22 @@ class ModelMapping:
                 "layer_types", f"{self.shape.layers} times sliding_attention or full_attention"
             )
         return [known[kind] for kind in stated]
+
+    def _read_recurrent(self) -> list[bool]:
+        """Which layers have a state instead of keys and values."""
+        kind, n = self.family.recurrent_type, self.shape.layers
+        stated = self._config.values.get("layer_types")
+        if not kind:
+            return [False] * n
+        if stated is None:
+            stated = ["full_attention"] * n
+        known = {kind: True, "full_attention": False, "attention": False}
+        if not isinstance(stated, list) or len(stated) != n or not all(x in known for x in stated):
+            raise self._config.fail("layer_types", f"{n} times {kind} or full_attention")
+        found = [known[x] for x in stated]
+        if all(found):
+            raise self._config.fail("layer_types", "a layer of full_attention")
+        return found
 
     def _read_rotated(self) -> list[bool]:
         """Which layers are rotated."""
@@ -376,6 +410,8 @@ class ModelMapping:
         """What a checkpoint's tensor has, slowest dimension first."""
         outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
         rows, *columns = inner
+        if rule.stored:
+            return tuple(getattr(self.shape, name) for name in rule.stored)
         whole = (rows * rule.cut[1], *columns)
         if rule.transposed:
             whole = whole[::-1]
@@ -395,7 +431,7 @@ class ModelMapping:
     def _walk(self) -> Iterator[tuple[Rule, int]]:
         yield _EMBEDDING, 0
         for layer in range(self.shape.layers):
-            for rule in self.family.layer:
+            for rule in self.family.recurrent if self._recurrent[layer] else self.family.layer:
                 if "shared_width" in rule.shape and not self.shape.shared_width:
                     continue
                 yield rule, layer
@@ -404,7 +440,7 @@ class ModelMapping:
                         replace(rule, shape=rule.shape[:1], suffix=".bias", target_suffix=".bias"),
                         layer,
                     )
-        yield Rule("model.norm", "output_norm", ("width",), shift=self.family.norm_shift), 0
+        yield Rule(*self.family.last_norm, ("width",), shift=self.family.norm_shift), 0
         if not self.tied:
             yield Rule("lm_head", "output", ("vocab", "width")), 0
         elif self.family.writes_head:

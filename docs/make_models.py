@@ -45,8 +45,11 @@ Windows: any list of windowed layers. Pages before a window are skipped but kept
 Experts: softmax over the chosen ones or over all, biases, a clamped gate, an expert that sees
 every token. In a decode step only the chosen experts' bytes are read.
 
-What is not supported is refused, at convert or at open, with a message that names it: recurrent
-and hybrid layers, multi-head latent attention, Gemma's bidirectional attention, dense layers
+Recurrent layers: a session holds a state beside its pages, and checkpoints of it; going back may
+cost computing tokens again (docs/adr/0007).
+
+What is not supported is refused, at convert or at open, with a message that names it: multi-head
+latent attention, Gemma's bidirectional attention, dense layers
 among experts, images.
 """
 
