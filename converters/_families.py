@@ -12,9 +12,10 @@ from types import MappingProxyType
 
 from converters._families_dense import DENSE
 from converters._families_experts import EXPERTS
+from converters._families_latent import LATENT
 from converters._family import Family
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS})
+FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS, **LATENT})
 
 # Checkpoints that also see, named by what they wrap: the text model's settings lie in
 # text_config, its tensors behind a prefix, and the rest is left out.

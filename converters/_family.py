@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
 
+from converters._gguf_writer import Field
+
 # Whether a bias stands beside a weight: never, always, or as this flag of the config says.
 NO_BIAS, ALWAYS = "", "always"
 
@@ -26,6 +28,10 @@ class Rule:
         target_suffix: What follows GGUF's.
         experts: "each" where every expert has a tensor of its own, "{1}" in `source` standing
             for it; "stacked" where one tensor has all of them; "" for other weights.
+        part: Names of attributes of `Shape`: of each head's stored rows, how many lie in front
+            of those that are taken, and how many behind; empty where rows are no heads' own.
+            The first dimension of `shape` is then the heads.
+        only: The layers that have it: "dense", "experts", or "" for all.
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
@@ -43,6 +49,8 @@ class Rule:
     cut: tuple[int, int] = (0, 1)
     alternates: bool = False
     transposed: bool = False
+    part: tuple[str, ...] = ()
+    only: Literal["", "dense", "experts"] = ""
 
 
 @dataclass(frozen=True)
@@ -53,7 +61,8 @@ class Extra:
         source: config.json's key.
         target: GGUF's, behind the architecture's name.
         kind: Its type there. A bool is written where it is false.
-        required: Whether it is written where the config has null: then as 0.
+        required: Whether it is written where the config has null: then as 0. A bool is then
+            written as it is.
     """
 
     source: str
@@ -142,6 +151,8 @@ class Family:
         fixed: Keys that must have one of these values.
         expert_width: The config key of an expert's inner width, "" where there are no experts.
         quantized: Values of quant_method that are read as they are.
+        latent: Keys and values are stored as one latent: multi-head latent attention.
+        constants: Further fields, the same for all models.
     """
 
     model_type: str
@@ -162,6 +173,8 @@ class Family:
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: MappingProxyType({}))
     expert_width: str = ""
     quantized: tuple[str, ...] = ()
+    latent: bool = False
+    constants: tuple[Field, ...] = ()
 
 
 ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")

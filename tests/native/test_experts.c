@@ -13,6 +13,7 @@
 
 static uint32_t experts[N_TOKENS * N_USED];
 static float weights[N_TOKENS * N_USED];
+static float scores[N_TOKENS * N_EXPERTS];
 static uint32_t rows[N_TOKENS * N_USED];
 static uint32_t tokens[N_TOKENS * N_USED];
 static uint32_t firsts[N_EXPERTS + 1];
@@ -22,6 +23,7 @@ static pe_routes make_routes(uint32_t n_tokens) {
     return (pe_routes){.n_tokens = n_tokens,
                        .n_used = N_USED,
                        .n_experts = N_EXPERTS,
+                       .scores = scores,
                        .experts = experts,
                        .weights = weights,
                        .rows = rows,
@@ -32,7 +34,8 @@ static pe_routes make_routes(uint32_t n_tokens) {
 
 static void choose_all(pe_routes *routes, const float *logits, bool is_normed) {
     for (uint32_t token = 0; token < routes->n_tokens; token++) {
-        pe_routes_choose(routes, token, logits + token * N_EXPERTS, is_normed);
+        const pe_routing routing = {.is_normed = is_normed, .scale = 1.0f};
+        pe_routes_choose(routes, token, logits + token * N_EXPERTS, &routing);
     }
     pe_routes_sort(routes);
 }

@@ -32,6 +32,11 @@ typedef struct pe_scratch {
     float *up;         // [n_batch][wider of d_ff and d_model]
     pe_act_block *q8;  // of the current value
     pe_attend_room attend;
+    // only where attention is latent
+    float *raw_heads;        // [n_batch][n_heads][wider of d_head_k and d_head_v]
+    float *query;            // [n_batch][d_query]
+    float *latent;           // [n_batch][d_k]
+    pe_act_block *heads_q8;  // [n_batch][n_heads] inputs of heads' products
     // only where there are experts
     pe_routes routes;
     float *router_logits;  // [n_batch][n_experts]
