@@ -164,6 +164,8 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4-flash": {
         "family": "Glm4MoeLite",
         **LATENT,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
         "q_lora_rank": 32,
         "n_routed_experts": 4,
     },
