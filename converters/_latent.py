@@ -34,6 +34,7 @@ def latent_sizes(config: Config) -> dict[str, int]:
     heads = config.integer("num_attention_heads")
     if config.integer("num_key_value_heads", heads) != heads:
         raise config.fail("num_key_value_heads", f"{heads}, as many as heads")
+    _groups(config)
     has_rank = config.values.get("q_lora_rank") is not None
     return {
         "q_rank": config.integer("q_lora_rank") if has_rank else 0,
@@ -55,7 +56,10 @@ def latent_fields(config: Config, widths: _Widths) -> Iterator[Field]:
     if widths.q_rank:
         yield Field("attention.q_lora_rank", "u32", widths.q_rank)
     yield Field("leading_dense_block_count", "u32", widths.dense_layers)
-    yield from _group_fields(config)
+    groups, used = _groups(config)
+    if groups:
+        yield Field("expert_group_count", "u32", groups)
+        yield Field("expert_group_used_count", "u32", used)
 
 
 def is_predictor(name: str, layers: int) -> bool:
@@ -79,10 +83,10 @@ def _dense_layers(config: Config) -> int:
     return dense
 
 
-def _group_fields(config: Config) -> Iterator[Field]:
-    """Groups of experts, of which only the best are chosen from."""
+def _groups(config: Config) -> tuple[int, int]:
+    """Groups of experts, and how many of them are chosen from; zeros where there are none."""
     if config.values.get("topk_method") == "greedy" or config.values.get("n_group") is None:
-        return
+        return 0, 0
     groups, used = config.integer("n_group"), config.integer("topk_group")
     experts = config.integer("n_routed_experts")
     if experts % groups:
@@ -91,5 +95,4 @@ def _group_fields(config: Config) -> Iterator[Field]:
         raise config.fail("topk_group", f"at most the {groups} groups")
     if config.integer("num_experts_per_tok") > experts // groups * used:
         raise config.fail("topk_group", "groups that hold as many experts as a token goes through")
-    yield Field("expert_group_count", "u32", groups)
-    yield Field("expert_group_used_count", "u32", used)
+    return groups, used

@@ -90,6 +90,87 @@ static void choices(void) {
     }
 }
 
+/* Groups of four experts, of which the best are chosen from, in double and by counting. */
+#define N_GROUPED 12u
+#define N_GROUPS 3u
+
+static double best_of(const double *x, uint32_t n, uint32_t rank) {
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t n_better = 0;
+        for (uint32_t j = 0; j < n; j++) {
+            n_better += x[j] > x[i] || (j < i && !(x[j] < x[i]));
+        }
+        if (n_better == rank) {
+            return x[i];
+        }
+    }
+    return NAN;
+}
+
+static bool is_in(const double *chosen_by, uint32_t expert, uint32_t n_groups_used, bool adds_two) {
+    const uint32_t n = N_GROUPED / N_GROUPS;
+    double of_groups[N_GROUPS];
+    for (uint32_t g = 0; g < N_GROUPS; g++) {
+        of_groups[g] = best_of(chosen_by + g * n, n, 0);
+        of_groups[g] += adds_two ? best_of(chosen_by + g * n, n, 1) : 0.0;
+    }
+    return of_groups[expert / n] >= best_of(of_groups, N_GROUPS, n_groups_used - 1);
+}
+
+static void check_routing(const pe_routing *routing, const float *logits) {
+    float all_scores[N_GROUPED];
+    double own[N_GROUPED];
+    double chosen_by[N_GROUPED];
+    double total = 0.0;
+    double sum = 0.0;
+    pe_routes routes = make_routes(1);
+    routes.n_experts = N_GROUPED;
+    routes.scores = all_scores;
+    pe_routes_choose(&routes, 0, logits, routing);
+    for (uint32_t e = 0; e < N_GROUPED; e++) {
+        own[e] = exp((double)logits[e]);
+        total += own[e];
+    }
+    for (uint32_t e = 0; e < N_GROUPED; e++) {
+        own[e] = routing->is_sigmoid ? own[e] / (1.0 + own[e]) : own[e] / total;
+        chosen_by[e] = own[e] + (routing->choice != NULL ? (double)routing->choice[e] : 0.0);
+    }
+    double masked[N_GROUPED];
+    for (uint32_t e = 0; e < N_GROUPED; e++) {
+        const bool in = routing->n_groups == 0 ||
+                        is_in(chosen_by, e, routing->n_groups_used, routing->is_sigmoid);
+        masked[e] = in ? chosen_by[e] : -1e9;
+    }
+    for (uint32_t i = 0; i < N_USED; i++) {
+        CHECK(masked[experts[i]] == best_of(masked, N_GROUPED, i), "choice %u: expert %u", i,
+              experts[i]);
+        sum += own[experts[i]];
+    }
+    for (uint32_t i = 0; i < N_USED; i++) {
+        const double weight = own[experts[i]] / (routing->is_normed ? sum : 1.0) * 2.5;
+        CHECK(fabs((double)weights[i] - weight) <= 0x1p-22 * weight, "weight %g, expected %g",
+              (double)weights[i], weight);
+    }
+}
+
+static void groups_and_sigmoids(void) {
+    for (uint32_t round = 0; round < 400; round++) {
+        float logits[N_GROUPED];
+        float choice[N_GROUPED];
+        for (uint32_t e = 0; e < N_GROUPED; e++) {
+            logits[e] = rng_f32(-3.0f, 3.0f);
+            choice[e] = rng_f32(-0.5f, 0.5f);
+        }
+        const pe_routing routing = {.is_sigmoid = round % 2 == 0,
+                                    .is_normed = round / 2 % 2 == 0,
+                                    .scale = 2.5f,
+                                    .choice = round / 4 % 2 == 0 ? choice : NULL,
+                                    .n_groups = round / 8 % 2 == 0 ? N_GROUPS : 0,
+                                    .n_groups_used = 1 + round / 16 % N_GROUPS};
+        check_routing(&routing, logits);
+    }
+}
+
 /* NaN is chosen last, but something always is, and nothing twice. */
 static void not_numbers(void) {
     float logits[N_EXPERTS] = {NAN, NAN, 1.0f, NAN, NAN, 2.0f, NAN};
@@ -159,6 +240,7 @@ static void products(void) {
 }
 
 int main(void) {
-    static const test_case tests[] = {TEST(choices), TEST(not_numbers), TEST(products)};
+    static const test_case tests[] = {TEST(choices), TEST(groups_and_sigmoids), TEST(not_numbers),
+                                      TEST(products)};
     return run_tests(tests, PE_LEN(tests));
 }

@@ -208,8 +208,17 @@ static pe_status derive_latent(pe_hparams *hp, const pe_file *file, pe_error *er
     return PE_OK;
 }
 
-static pe_status derive(pe_hparams *hp, const pe_file *file, pe_error *err) {
-    if (hp->d_latent > 0) {
+static bool has_latent(const pe_arch *arch) {
+    for (size_t i = 0; i < arch->n_hparams; i++) {
+        if (arch->hparams[i].field == offsetof(pe_hparams, d_latent)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static pe_status derive(pe_hparams *hp, const pe_arch *arch, const pe_file *file, pe_error *err) {
+    if (has_latent(arch)) {
         PE_TRY(derive_latent(hp, file, err));
     }
     if (hp->n_shared > 0) {
@@ -312,6 +321,6 @@ pe_status pe_hparams_read(pe_hparams *out, const pe_arch *arch, const pe_file *f
         PE_TRY(read_row(out, &arch->hparams[i], arch, file, err));
     }
     PE_TRY(read_rope_scaling(out, arch, file, err));
-    PE_TRY(derive(out, file, err));
+    PE_TRY(derive(out, arch, file, err));
     return check_hparams(out, arch, file, err);
 }
