@@ -171,6 +171,8 @@ def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
     mapped, kind = planned.mapped, planned.out.kind
     if mapped.data is not None:
         yield _encode.encode(mapped.data, kind, mapped.target)
+    elif mapped.rule is not None and mapped.rule.part:
+        yield from _head_pieces(checkpoint, mapped, mapped.rule, kind)
     elif mapped.rule is not None and mapped.rule.experts == "stacked":
         yield from _expert_pieces(checkpoint, mapped, mapped.rule, kind)
     elif mapped.rule is not None:
@@ -201,6 +203,20 @@ def _row_pieces(
             piece = -np.exp(piece)
         if rule.stored:
             piece = piece.reshape(-1, *mapped.shape[1:])
+        yield _encode.encode(piece, kind, where)
+
+
+def _head_pieces(
+    checkpoint: Checkpoint, mapped: Mapped, rule: Rule, kind: TensorType
+) -> Iterator[Array]:
+    """Some of the rows of one head after the other."""
+    (source,) = mapped.sources
+    where = f"{source} in {checkpoint.file_of(source)}"
+    heads, rows = mapped.shape[0], mapped.shape[2 if rule.transposed else 1]
+    for head in range(heads):
+        begin = head * (mapped.front + rows + mapped.behind) + mapped.front
+        piece = checkpoint.read_rows(source, begin, begin + rows)
+        piece = np.ascontiguousarray(piece.T) if rule.transposed else piece
         yield _encode.encode(piece, kind, where)
 
 

@@ -12,10 +12,11 @@ from types import MappingProxyType
 
 from converters._families_dense import DENSE
 from converters._families_experts import EXPERTS
+from converters._families_latent import LATENT
 from converters._families_recurrent import RECURRENT
 from converters._family import Family
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS, **RECURRENT})
+FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS, **LATENT, **RECURRENT})
 
 # Checkpoints that also see, named by what they wrap: the text model's settings lie in
 # text_config, its tensors behind a prefix, and the rest is left out.

@@ -25,7 +25,7 @@ _INNER = ("experts", "expert_width", "width")
 _OUTER = ("experts", "width", "expert_width")
 
 
-def _experts(router: str, each: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+def each_expert(router: str, each: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     """Experts that have tensors of their own."""
     at = "model.layers.{0}."
     return (
@@ -106,7 +106,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
             "llama",
             pre_norm(
                 attention(),
-                _experts("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
+                each_expert("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
             ),
             paired=True,
             defaults={
@@ -124,7 +124,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
             "qwen3moe",
             pre_norm(
                 attention(ATTENTION, ATTENTION) + head_norms(),
-                _experts("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+                each_expert("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
             ),
             defaults={
                 "num_key_value_heads": 4,

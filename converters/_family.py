@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from converters._config import Config
+from converters._gguf_writer import Field
 
 # Whether a bias stands beside a weight: never, always, or as this flag of the config says.
 NO_BIAS, ALWAYS = "", "always"
@@ -28,6 +29,10 @@ class Rule:
         target_suffix: What follows GGUF's.
         experts: "each" where every expert has a tensor of its own, "{1}" in `source` standing
             for it; "stacked" where one tensor has all of them; "" for other weights.
+        part: Names of attributes of `Shape`: of each head's stored rows, how many lie in front
+            of those that are taken, and how many behind; empty where rows are no heads' own.
+            The first dimension of `shape` is then the heads.
+        only: The layers that have it: "dense", "experts", or "" for all.
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
@@ -51,6 +56,8 @@ class Rule:
     stored: tuple[str, ...] = ()
     exact: bool = False
     negated_exp: bool = False
+    part: tuple[str, ...] = ()
+    only: Literal["", "dense", "experts"] = ""
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,8 @@ class Extra:
         source: config.json's key.
         target: GGUF's, behind the architecture's name.
         kind: Its type there. A bool is written where it is false.
-        required: Whether it is written where the config has null: then as 0.
+        required: Whether it is written where the config has null: then as 0. A bool is then
+            written as it is.
     """
 
     source: str
@@ -154,6 +162,8 @@ class Family:
         recurrent: The tensors of a layer that has a state instead of keys and values.
         recurrent_type: What layer_types calls such a layer.
         adapted: The config in the names and meanings of the other families.
+        latent: Keys and values are stored as one latent: multi-head latent attention.
+        constants: Further fields, the same for all models.
     """
 
     model_type: str
@@ -178,6 +188,8 @@ class Family:
     recurrent: tuple[Rule, ...] = ()
     recurrent_type: str = ""
     adapted: Callable[[Config], Mapping[str, object]] | None = None
+    latent: bool = False
+    constants: tuple[Field, ...] = ()
 
 
 ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")

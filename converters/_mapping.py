@@ -12,6 +12,7 @@ from converters._config import Config
 from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRAPPERS
 from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
+from converters._latent import is_predictor, latent_fields, latent_sizes
 from converters._rope import Rope
 from converters._source import Floats, TensorEntry
 from pyengine._errors import ConversionError
@@ -38,6 +39,34 @@ class Shape:
     shared_width: int = 0
     conv: int = 0
     one: int = 1
+    dense_layers: int = 0
+    # of latent attention
+    q_rank: int = 0
+    kv_rank: int = 0
+    rotated_width: int = 0
+    plain_width: int = 0
+    value_width: int = 0
+    nothing: int = 0
+
+    @property
+    def latent_key(self) -> int:
+        """Rows of the projection to what is stored of a token."""
+        return self.kv_rank + self.rotated_width
+
+    @property
+    def q_direct(self) -> int:
+        """Rows of the query projection of a model whose queries have no latent."""
+        return 0 if self.q_rank else self.heads * (self.plain_width + self.rotated_width)
+
+    @property
+    def q_indirect(self) -> int:
+        """And of one whose queries do."""
+        return self.heads * (self.plain_width + self.rotated_width) if self.q_rank else 0
+
+    @property
+    def heads_out(self) -> int:
+        """Columns of the output projection."""
+        return self.heads * self.value_width
 
     @property
     def q_width(self) -> int:
@@ -77,6 +106,8 @@ class Mapped:
         head_rows: Rows of one head if the rows are re-ordered, else 0.
         rule: How values become rows.
         packed: The source is MXFP4: blocks and, beside them, scales.
+        front: Rows of each head that are passed over in front of those that are taken.
+        behind: And behind.
         data: Computed values.
     """
 
@@ -87,6 +118,8 @@ class Mapped:
     rule: Rule | None = None
     packed: bool = False
     data: Floats | None = None
+    front: int = 0
+    behind: int = 0
 
 
 def pair_rows(rows: Floats, head_rows: int) -> Floats:
@@ -152,21 +185,25 @@ class ModelMapping:
             adapted = {**config.values, **self.family.adapted(config)}
             self._config = config = Config(adapted, config.where)
         width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-        if config.values.get("head_dim") is None and width % heads:
+        latent = latent_sizes(config) if self.family.latent else {}
+        stated_head = config.values.get("head_dim") if not latent else None
+        if not latent and stated_head is None and width % heads:
             raise ConversionError(
                 f"{config.where}: hidden_size: expected a multiple of {heads} heads, found {width}"
             )
-        self._explicit_head_width = config.values.get("head_dim") is not None
+        self._explicit_head_width = stated_head is not None
         self.shape = Shape(
             layers=config.integer("num_hidden_layers"),
             width=width,
             ffn_width=config.integer("intermediate_size"),
             heads=heads,
-            kv_heads=config.integer("num_key_value_heads", heads),
-            head_width=config.integer("head_dim", width // heads or None),
+            kv_heads=1 if latent else config.integer("num_key_value_heads", heads),
+            head_width=latent.get("rotated_width")
+            or config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
             **self._state_sizes(),
+            **latent,
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -194,17 +231,20 @@ class ModelMapping:
         config, key = self._config, self.family.expert_width
         if not key:
             return {}
-        names = ("num_local_experts", "num_experts")
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
         count = next((n for n in names if config.values.get(n) is not None), names[0])
         self._n_used = config.integer("num_experts_per_tok")
         experts = config.integer(count)
         if self._n_used > experts:
             raise config.fail("num_experts_per_tok", f"at most the {experts} experts")
         shared = config.values.get("shared_intermediate_size")
+        width = config.integer("shared_intermediate_size") if shared else 0
+        if self.family.latent and config.values.get("n_shared_experts"):
+            width = config.integer("n_shared_experts") * config.integer(key)
         return {
             "experts": experts,
             "expert_width": config.integer(key),
-            "shared_width": config.integer("shared_intermediate_size") if shared else 0,
+            "shared_width": width,
         }
 
     # ---- metadata
@@ -231,6 +271,9 @@ class ModelMapping:
         if shape.experts:
             yield Field("expert_count", "u32", shape.experts)
             yield Field("expert_used_count", "u32", self._n_used)
+        if self.family.latent:
+            yield from latent_fields(self._config, shape)
+        yield from self.family.constants
         yield from self._rope.fields()
         yield from self._extra_fields()
         yield from self._window_fields()
@@ -241,8 +284,9 @@ class ModelMapping:
         for extra in self.family.extras:
             value = self._config.values.get(extra.source)
             if extra.kind == "bool":
-                if not self._config.flag(extra.source, True):
-                    yield Field(extra.target, "bool", False)
+                flag = self._config.flag(extra.source, True)
+                if extra.required or not flag:
+                    yield Field(extra.target, "bool", flag)
             elif not value:
                 if extra.required:
                     yield Field(extra.target, extra.kind, 0)
@@ -364,7 +408,9 @@ class ModelMapping:
         names = {
             _plain_name(name): name
             for name in stored
-            if not name.startswith(LEFT_OUT_PREFIXES) and not name.endswith(_IGNORED_SUFFIX)
+            if not name.startswith(LEFT_OUT_PREFIXES)
+            and not name.endswith(_IGNORED_SUFFIX)
+            and not (self.family.latent and is_predictor(name, self.shape.layers))
         }
         plan: list[Mapped] = []
         used: set[str] = set()
@@ -404,15 +450,21 @@ class ModelMapping:
             self.shape.head_width if rule.heads and self.family.paired else 0,
             rule,
             packed,
+            front=getattr(self.shape, rule.part[0]) if rule.part else 0,
+            behind=getattr(self.shape, rule.part[1]) if rule.part else 0,
         )
 
     def _stored_shape(self, rule: Rule, dims: tuple[int, ...]) -> tuple[int, ...]:
         """What a checkpoint's tensor has, slowest dimension first."""
         outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
-        rows, *columns = inner
         if rule.stored:
             return tuple(getattr(self.shape, name) for name in rule.stored)
-        whole = (rows * rule.cut[1], *columns)
+        if rule.part:
+            front, behind = (getattr(self.shape, name) for name in rule.part)
+            rows, columns = dims[:0:-1] if rule.transposed else dims[1:]
+            return ((front + rows + behind) * dims[0], columns)
+        rows, *rest = inner
+        whole = (rows * rule.cut[1], *rest)
         if rule.transposed:
             whole = whole[::-1]
         return whole if rule.experts == "each" else (*outer, *whole)
@@ -431,8 +483,9 @@ class ModelMapping:
     def _walk(self) -> Iterator[tuple[Rule, int]]:
         yield _EMBEDDING, 0
         for layer in range(self.shape.layers):
+            other = "experts" if layer < self.shape.dense_layers else "dense"
             for rule in self.family.recurrent if self._recurrent[layer] else self.family.layer:
-                if "shared_width" in rule.shape and not self.shape.shared_width:
+                if rule.only == other or not all(getattr(self.shape, n) for n in rule.shape):
                     continue
                 yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):

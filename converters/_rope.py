@@ -139,6 +139,9 @@ class Rope:
             gain = _yarn_gain(factor, rope.number("mscale"))
             gain /= _yarn_gain(factor, rope.number("mscale_all_dim"))
         gain = rope.number("attention_factor", gain)
+        if self._family.latent and all_dims and factor > 1.0:
+            implied = 1.0
+            self._put_score_gain(rope, factor, gain)
         self._put("type", "str", "yarn")
         self._put("factor", "f32", factor)
         self._put("original_context_length", "u32", self._original)
@@ -154,6 +157,17 @@ class Rope:
         truncates = rope.flag("truncate", True) or self._nested
         if truncates != (self._family.architecture != "gpt-oss"):
             self._put("yarn_truncate", "bool", truncates)
+
+    def _put_score_gain(self, rope: Config, factor: float, gain: float) -> None:
+        """What scores of latent attention are multiplied by: the square of a gain of their own.
+
+        Readers take (gain (1 + multiplier ln(factor)))^2, where gain is that of cosines.
+        """
+        wanted = _yarn_gain(factor, rope.number("mscale_all_dim"))
+        multiplier = (wanted / gain - 1) / math.log(factor)
+        if multiplier <= 0:
+            raise rope.fail("mscale_all_dim", f"more than what multiplies cosines, {gain:g}")
+        self._put("yarn_log_multiplier", "f32", multiplier)
 
     def _read_longrope(self, rope: Config) -> None:
         factor = rope.number("factor", self._context / self._original)

@@ -49,6 +49,18 @@ GOLDENS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LATENT = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"family": "Qwen2"},
     "qwen3": {"family": "Qwen3", "head_dim": 16, "tie_word_embeddings": False},
@@ -134,6 +146,34 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_hidden_layers": 3,
         "layer_types": ["conv", FULL, "conv"],
         "block_multiple_of": 32,
+    },
+    "deepseek2": {
+        "family": "DeepseekV2",
+        **LATENT,
+        "q_lora_rank": None,
+        "n_routed_experts": 6,
+        "n_group": 3,
+        "topk_group": 2,
+        "topk_method": "group_limited_greedy",
+        "routed_scaling_factor": 1.3,
+        "rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 0.7, "mscale_all_dim": 0.7},
+    },
+    "deepseek3": {
+        "family": "DeepseekV3",
+        **LATENT,
+        "q_lora_rank": 32,
+        "n_routed_experts": 6,
+        "n_group": 3,
+        "topk_group": 2,
+        "rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "glm4-flash": {
+        "family": "Glm4MoeLite",
+        **LATENT,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 32,
+        "n_routed_experts": 4,
     },
 }
 

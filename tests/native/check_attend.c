@@ -330,6 +330,31 @@ static void attend_not_numbers(void) {
     }
 }
 
+/* ---- values out of keys ----------------------------------------------- */
+
+static void turning(void) {
+    static const size_t widths[] = {1, 3, 4, 5, 16, 20, 31, 64, 512};
+    init_kernels();
+    for (uint32_t round = 0; round < PE_LEN(widths); round++) {
+        const size_t d = widths[round];
+        float *keys = guarded(0, d * PE_PAGE_TOKENS * sizeof *keys);
+        for (size_t i = 0; i < d * PE_PAGE_TOKENS; i++) {
+            keys[i] = i % 97 == 5 ? NAN : rng_f32(-1.0f, 1.0f);
+        }
+        FOR_EACH_ISA(isa) {
+            float *out = guarded(1, round_up(d) * PE_PAGE_TOKENS * sizeof *out);
+            kernels[isa].turn_keys(out, keys, d);
+            for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+                for (size_t i = 0; i < d; i++) {
+                    const float expected = keys[i * PE_PAGE_TOKENS + j];
+                    CHECK_U64(first_difference(&out[j * round_up(d) + i], &expected, 1), 1);
+                }
+            }
+        }
+        check_guards();
+    }
+}
+
 /* ---- norm and activation ---------------------------------------------- */
 
 /* The sum has n / 16 + 5 roundings, its root halves them; then a few operations. */
@@ -509,7 +534,7 @@ int main(void) {
     static const test_case tests[] = {
         TEST(attend_f32),         TEST(attend_f16), TEST(attend_q8_0), TEST(attend_q4_0),
         TEST(attend_not_numbers), TEST(rms_norm),   TEST(silu_mul),    TEST(gates),
-        TEST(exponential),
+        TEST(exponential),        TEST(turning),
     };
     return run_tests(tests, PE_LEN(tests));
 }

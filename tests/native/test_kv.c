@@ -120,7 +120,7 @@ static void quantized_layout(void) {
             }
             pe_kv_store(&pool, &table, 0, position, k, v);
             for (uint32_t head = 0; head < 2; head++) {
-                pe_rotate(expected_v[head], WIDE);
+                pe_rotate(expected_v[head], WIDE, pe_rotate_run(WIDE));
                 uint8_t blocks[3 * 34];
                 const size_t slot = position % 32;
                 const uint8_t *keys = pe_kv_keys(&pool, &table, position / 32, 0, head);
@@ -162,15 +162,15 @@ static void rotation(void) {
         for (size_t i = 0; i < widths[w]; i++) {
             x[i] = y[i] = rng_f32(-1.0f, 1.0f);
         }
-        pe_rotate(y, widths[w]);
+        pe_rotate(y, widths[w], pe_rotate_run(widths[w]));
         CHECK((memcmp(x, y, widths[w] * sizeof *x) == 0) == (w >= 4), "width %zu", widths[w]);
-        pe_rotate(y, widths[w]);
+        pe_rotate(y, widths[w], pe_rotate_run(widths[w]));
         for (size_t i = 0; i < widths[w]; i++) {
             CHECK(fabs((double)(x[i] - y[i])) < 1e-5, "width %zu", widths[w]);
         }
     }
     float one[64] = {[3] = 8.0f};
-    pe_rotate(one, 64);
+    pe_rotate(one, 64, 64);
     for (size_t i = 0; i < 64; i++) {
         // Entry (i, 3) of Sylvester's matrix is negative when i & 3 has an odd count of bits.
         const float expected = i % 4 == 1 || i % 4 == 2 ? -1.0f : 1.0f;

@@ -42,6 +42,26 @@ _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 _WINDOW = {"use_sliding_window": True, "sliding_window": 37}
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 20,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 40,
+    "tie_word_embeddings": False,
+}
+
+_LITE = {
+    "family": "DeepseekV2",
+    **_LATENT,
+    "q_lora_rank": None,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+}
+
 # What each checkpoint differs in from the smallest grouped-query Llama.
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {},
@@ -246,6 +266,66 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "block_multiple_of": 16,
         "block_ffn_dim_multiplier": 1.3,
     },
+    "deepseek2": {
+        "family": "DeepseekV2",
+        **_LATENT,
+        "q_lora_rank": 24,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "routed_scaling_factor": 1.7,
+        "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "deepseek2 lite": _LITE,
+    # llama.cpp knows models whose queries have no latent by their number of layers.
+    "deepseek2 lite deep": {**_LITE, "num_hidden_layers": 26},
+    "deepseek3": {
+        "family": "DeepseekV3",
+        **_LATENT,
+        "num_hidden_layers": 3,
+        "q_lora_rank": 24,
+        "n_routed_experts": 12,
+        "num_experts_per_tok": 4,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "deepseek3 gains": {
+        "family": "DeepseekV3",
+        **_LATENT,
+        "num_hidden_layers": 3,
+        "q_lora_rank": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "tie_word_embeddings": True,
+        "rope_parameters": {**_YARN, "mscale": 0.6, "mscale_all_dim": 1.1},
+    },
+    "deepseek3 other": {
+        "family": "DeepseekV3",
+        **_LATENT,
+        "q_lora_rank": None,
+        "n_shared_experts": 2,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "n_group": 3,
+        "topk_group": 2,
+        "norm_topk_prob": False,
+        "rope_parameters": _YARN,
+    },
+    "glm4 flash": {
+        "family": "Glm4MoeLite",
+        **_LATENT,
+        "num_hidden_layers": 3,
+        "q_lora_rank": 40,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "v_head_dim": 32,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
 }
 
 
@@ -301,6 +381,9 @@ def save_checkpoint(
                 weight.mul_(0.2).add_(center)
             else:
                 weight.mul_(1.5 / weight.shape[1] ** 0.5)
+        for name, bias in sorted(model.named_buffers()):
+            if name.endswith("e_score_correction_bias"):  # sigmoids differ by about as much
+                bias.normal_(generator=generator).mul_(0.2)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype).save_pretrained(folder, safe_serialization=True)
     words.save(str(folder / "tokenizer.json"))

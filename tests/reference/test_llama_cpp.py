@@ -178,6 +178,9 @@ DIFFERENT_THERE = {
     "smollm3 other": "has no biases and knows one pattern of layers without rotation",
     "olmo2": "has no output bias in this architecture",
     "qwen3moe unnormed": "has no biases and always norms the experts' weights",
+    "deepseek2": "adds up the best two experts of a group, with softmax, too",
+    "deepseek2 lite": "knows models whose queries have no latent by their number of layers",
+    "deepseek3 other": "the same, and scales scores where only angles are scaled",
     "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
 }
 

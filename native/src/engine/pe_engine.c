@@ -100,7 +100,8 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
                                .n_kv_heads = hp->n_kv_heads,
                                .d_k = hp->d_k,
                                .d_v = hp->d_v,
-                               .type = kv_type};
+                               .type = kv_type,
+                               .values_are_keys = hp->d_latent > 0};
     const uint64_t max_kv_bytes = params->max_kv_bytes > 0 ? params->max_kv_bytes : UINT64_MAX;
     PE_TRY(pe_kv_pool_init(&engine->kv, &shape, max_kv_bytes, err));
     engine->states =

@@ -16,6 +16,8 @@
  *     add_rows(out, e)       of as many rows of a page the sum in halves
  *     vec_f16, vec_i8        LANES stored numbers as floats
  *     vec_low, vec_high      the low, the high nibbles of LANES bytes, minus 8
+ *     turn_square(out, out_stride, in)
+ *                            4 rows of 4 floats, PE_PAGE_TOKENS apart, as columns
  *     SCORE_ROWS, SCORE_VECS, MIX_ROWS, MIX_VECS
  *                            sizes of the two register tiles; powers of two
  *
@@ -155,6 +157,33 @@ INLINE const float *open_values_quantized(float *out, const void *stored, const 
         }
     }
     return out;
+}
+
+/* Columns of the last dimensions, fewer than 4 of which there may be. */
+INLINE void turn_rest(float *out, size_t out_stride, const float *in, size_t n) {
+    for (size_t r = 0; r < 4; r++) {
+        for (size_t c = 0; c < 4; c++) {
+            out[c * out_stride + r] = r < n ? in[r * PE_PAGE_TOKENS + c] : 0.0f;
+        }
+    }
+}
+
+/* Lines of 16 numbers are written as a whole: those of 32 positions, often a power of two
+ * apart, do not stay in the first level together. */
+static void turn_keys(float *out, const float *keys, size_t d) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    for (size_t line = 0; line < d_out; line += PE_LANES) {
+        for (size_t j = 0; j < PE_PAGE_TOKENS; j += 4) {
+            for (size_t i = line; i < line + PE_LANES; i += 4) {
+                const float *in = keys + i * PE_PAGE_TOKENS + j;
+                if (i + 4 <= d) {
+                    turn_square(out + j * d_out + i, d_out, in);
+                } else {
+                    turn_rest(out + j * d_out + i, d_out, in, i < d ? d - i : 0);
+                }
+            }
+        }
+    }
 }
 
 /* Defines open_<part>_<name> for a quantized type. */
@@ -441,6 +470,7 @@ INLINE void init_attend(pe_kernels *kernels) {
     kernels->open_values[PE_KV_F16] = open_values_f16;
     kernels->open_values[PE_KV_Q8_0] = open_values_q8_0;
     kernels->open_values[PE_KV_Q4_0] = open_values_q4_0;
+    kernels->turn_keys = turn_keys;
     kernels->attend = attend;
     kernels->gelu_mul = gelu_mul;
     kernels->clamped_mul = clamped_mul;

@@ -138,6 +138,12 @@ typedef struct pe_kernels {
     /* By pe_kv_type. */
     pe_open_fn open_keys[PE_KV_END];
     pe_open_fn open_values[PE_KV_END];
+
+    /* Values out of opened keys, for caches in which they are one:
+     * out[j * d_out + i] = keys[i * PE_PAGE_TOKENS + j], d_out and what lies behind d as with
+     * open_values.
+     * align    keys start on a cache line */
+    void (*turn_keys)(float *out, const float *keys, size_t d);
     pe_attend_fn attend;
 } pe_kernels;
 

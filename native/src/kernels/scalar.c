@@ -328,6 +328,15 @@ OPEN(keys, q4_0, PE_KV_Q4_0)
 OPEN(values, q8_0, PE_KV_Q8_0)
 OPEN(values, q4_0, PE_KV_Q4_0)
 
+static void turn_keys_scalar(float *out, const float *keys, size_t d) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+        for (size_t i = 0; i < d_out; i++) {
+            out[j * d_out + i] = i < d ? keys[i * PE_PAGE_TOKENS + j] : 0.0f;
+        }
+    }
+}
+
 static void attend_one(pe_softmax *softmax, float *acc, const float *q, size_t n_valid,
                        const float *keys, const float *values, size_t d_k, size_t d_v, float scale,
                        float softcap) {
@@ -403,5 +412,6 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     kernels->open_values[PE_KV_F16] = open_values_f16_scalar;
     kernels->open_values[PE_KV_Q8_0] = open_values_q8_0_scalar;
     kernels->open_values[PE_KV_Q4_0] = open_values_q4_0_scalar;
+    kernels->turn_keys = turn_keys_scalar;
     kernels->attend = attend_scalar;
 }

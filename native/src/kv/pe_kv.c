@@ -4,7 +4,6 @@
 
 #include "pe_mem.h"
 #include "pe_quant.h"
-#include "pe_rotate.h"
 
 struct pe_page {
     uint64_t n_references;
@@ -16,8 +15,8 @@ pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t m
     *pool = (pe_kv_pool){.shape = *shape, .budget = {.max_bytes = max_bytes}};
     uint64_t n_heads;
     const uint64_t widths = (uint64_t)shape->d_k + shape->d_v;
-    pool->head_bytes =
-        pe_page_bytes(shape->type, shape->d_k) + pe_page_bytes(shape->type, shape->d_v);
+    pool->head_bytes = pe_page_bytes(shape->type, shape->d_k);
+    pool->head_bytes += shape->values_are_keys ? 0 : pe_page_bytes(shape->type, shape->d_v);
     if (!pe_mul_u64(&n_heads, shape->n_layers, shape->n_kv_heads) ||
         !pe_mul_u64(&pool->page_bytes, pool->head_bytes, n_heads)) {
         return pe_fail(err, PE_ERR_ARG,
@@ -210,19 +209,20 @@ void pe_kv_store(const pe_kv_pool *pool, const pe_kv_table *table, uint32_t laye
                  uint64_t position, float *k, float *v) {
     const pe_kv_shape *shape = &pool->shape;
     const size_t slot = position % PE_PAGE_TOKENS;
+    const size_t n_values = shape->values_are_keys ? 0 : shape->d_v;
     for (uint32_t h = 0; h < shape->n_kv_heads; h++, k += shape->d_k, v += shape->d_v) {
         uint8_t *keys = head_data(pool, table, position / PE_PAGE_TOKENS, layer, h);
         uint8_t *values = keys + pe_page_bytes(shape->type, shape->d_k);
         if (!pe_kv_rotates(shape->type)) {
             store_floats(keys, shape->type, slot, PE_PAGE_TOKENS, k, shape->d_k);
-            store_floats(values, shape->type, slot * shape->d_v, 1, v, shape->d_v);
+            store_floats(values, shape->type, slot * shape->d_v, 1, v, n_values);
             continue;
         }
         const size_t width = pe_page_width(shape->d_v);
         const size_t row_bytes = shape->type == PE_KV_Q8_0 ? width : width / 2;
-        pe_rotate(k, shape->d_k);
-        pe_rotate(v, shape->d_v);
+        pe_rotate(k, shape->d_k, pe_kv_key_run(shape));
+        pe_rotate(v, n_values, pe_kv_value_run(shape));
         store_blocks(keys, shape->type, slot, slot, PE_PAGE_TOKENS, k, shape->d_k);
-        store_blocks(values, shape->type, slot, slot * row_bytes, 1, v, shape->d_v);
+        store_blocks(values, shape->type, slot, slot * row_bytes, 1, v, n_values);
     }
 }

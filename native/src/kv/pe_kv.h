@@ -22,6 +22,7 @@
 
 #include "pe_budget.h"
 #include "pe_page.h"
+#include "pe_rotate.h"
 
 typedef struct pe_page pe_page;
 
@@ -31,6 +32,7 @@ typedef struct pe_kv_shape {
     uint32_t d_k;
     uint32_t d_v;
     pe_kv_type type;
+    bool values_are_keys;  // a value is the last d_v numbers of its key and not stored
 } pe_kv_shape;
 
 typedef struct pe_kv_pool {
@@ -67,13 +69,21 @@ void pe_kv_clear(pe_kv_pool *pool, pe_kv_table *table);
  * errors   PE_ERR_NOMEM, the table stays empty */
 pe_status pe_kv_share(pe_kv_table *table, const pe_kv_table *from, pe_error *err);
 
+/* Runs in which keys and values are rotated; the same for both where they are one. */
+static inline uint64_t pe_kv_key_run(const pe_kv_shape *shape) {
+    return pe_rotate_run(shape->d_k | (shape->values_are_keys ? shape->d_v : 0));
+}
+static inline uint64_t pe_kv_value_run(const pe_kv_shape *shape) {
+    return pe_rotate_run(shape->d_v | (shape->values_are_keys ? shape->d_k : 0));
+}
+
 /* Whether keys and values of the type are stored rotated. */
 static inline bool pe_kv_rotates(pe_kv_type type) {
     return type == PE_KV_Q8_0 || type == PE_KV_Q4_0;
 }
 
 /* Writes one position of one layer.
- * shape    k: [n_kv_heads][d_k], v: [n_kv_heads][d_v]
+ * shape    k: [n_kv_heads][d_k], v: [n_kv_heads][d_v], not read where values are keys
  * alias    k and v are rotated in place where the type asks for it
  * numeric  quantized types round as pe_quantize does; a block that holds NaN or
  *          infinity has the scale NaN, one beyond the range of fp16 scales infinity
@@ -81,7 +91,7 @@ static inline bool pe_kv_rotates(pe_kv_type type) {
 void pe_kv_store(const pe_kv_pool *pool, const pe_kv_table *table, uint32_t layer,
                  uint64_t position, float *k, float *v);
 
-/* The keys and values of a page for one layer and head. */
+/* The keys and values of a page for one layer and head; values only where they are stored. */
 const void *pe_kv_keys(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,
                        uint32_t layer, uint32_t head);
 const void *pe_kv_values(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,

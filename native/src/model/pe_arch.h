@@ -59,8 +59,29 @@ typedef struct pe_hparams {
     uint32_t d_shared;            // of the expert that every token goes through; 0: none
     uint32_t experts_are_normed;  // weights of the chosen ones sum to 1
     // layers with a state
-    uint32_t n_conv;  // tokens that a causal convolution sees, its own included
+    uint32_t n_conv;           // tokens that a causal convolution sees, its own included
+    float experts_scale;       // they are multiplied by it; 0: by nothing
+    uint32_t expert_gating;    // a pe_gating
+    uint32_t n_expert_groups;  // neighbours, of which only the best groups are chosen from
+    uint32_t n_expert_groups_used;
+    uint32_t n_shared;        // d_shared is as many times d_expert; 0: as stated
+    uint32_t n_dense_layers;  // in front of those with experts
+    // latent attention (arXiv:2405.04434): d_k and d_v are those of the one KV head, whose
+    // keys are d_rot rotated numbers and the latent, and whose values are the latent
+    uint32_t d_latent;      // 0: keys and values are stored as they are
+    uint32_t d_query;       // of the queries' own latent; 0: none
+    uint32_t d_head_k;      // of a query before it is absorbed, its last d_rot rotated
+    uint32_t d_head_v;      // of a head's output
+    uint32_t has_split_kv;  // projections out of the latent lie in two tensors, not in one
+    uint32_t n_predictors;  // layers behind the last that predict further tokens: left out
 } pe_hparams;
+
+/* What a router's logits become. */
+typedef enum pe_gating {
+    PE_GATING_AUTO,     // sigmoid where a bias chooses, else softmax
+    PE_GATING_SOFTMAX,  // the values are those of files
+    PE_GATING_SIGMOID
+} pe_gating;
 
 /* What differs from layer to layer. */
 typedef enum pe_layer_kind { PE_LAYER_DENSE, PE_LAYER_EXPERTS, PE_N_LAYER_KINDS } pe_layer_kind;
@@ -132,7 +153,19 @@ typedef enum pe_dim {
     PE_DIM_EXPERT,     // d_expert
     PE_DIM_SHARED,     // d_shared
     PE_DIM_CONV,       // n_conv
-    PE_DIM_THREE_MODEL
+    PE_DIM_THREE_MODEL,
+    // of latent attention; 0 where the file has another form of the weight
+    PE_DIM_LATENT,      // d_latent
+    PE_DIM_LATENT_KEY,  // d_rot + d_latent
+    PE_DIM_QUERY,       // d_query
+    PE_DIM_Q_DIRECT,    // n_heads * d_head_k without d_query
+    PE_DIM_Q_INDIRECT,  // with it
+    PE_DIM_K_SPLIT,     // d_latent
+    PE_DIM_V_SPLIT,     // d_head_v
+    PE_DIM_KV_HEAD,     // d_head_k - d_rot + d_head_v
+    PE_DIM_KV_HEADS,    // of all heads
+    PE_DIM_NOPE,        // d_head_k - d_rot
+    PE_DIM_HEADS_OUT    // n_heads * d_head_v
 } pe_dim;
 
 typedef enum pe_slot {
@@ -180,19 +213,29 @@ typedef enum pe_slot {
     PE_W_SHORTCONV_IN,
     PE_W_SHORTCONV_CONV,
     PE_W_SHORTCONV_OUT,
+    PE_W_ROUTER_CHOICE,  // added to what chooses experts, not to what weighs them
+    PE_W_ATTN_Q_A,
+    PE_W_ATTN_Q_A_NORM,
+    PE_W_ATTN_Q_B,
+    PE_W_ATTN_KV_A,
+    PE_W_ATTN_KV_A_NORM,
+    PE_W_ATTN_K_B,   // transposed: from a query to the latent
+    PE_W_ATTN_V_B,   // from the latent to a head's output
+    PE_W_ATTN_KV_B,  // or both, not transposed, head by head
     PE_W_COUNT
 } pe_slot;
 
 typedef enum pe_slot_flag {
     PE_SLOT_REQUIRED = 0,
-    PE_SLOT_OPTIONAL = 1,    // absent: the step that reads it does without
-    PE_SLOT_TIED = 2,        // absent: the token embedding serves
-    PE_SLOT_VECTOR = 4,      // read as floats: must be F32
-    PE_SLOT_STACKED = 8,     // one matrix, or row of a vector, for each expert
-    PE_SLOT_DENSE = 16,      // only in dense layers
-    PE_SLOT_EXPERTS = 32,    // only in layers of experts
-    PE_SLOT_ATTENTION = 64,  // only in layers with keys and values
-    PE_SLOT_RECURRENT = 128  // only in layers with a state
+    PE_SLOT_OPTIONAL = 1,     // absent: the step that reads it does without
+    PE_SLOT_TIED = 2,         // absent: the token embedding serves
+    PE_SLOT_VECTOR = 4,       // read as floats: must be F32
+    PE_SLOT_STACKED = 8,      // one matrix, or row of a vector, for each expert
+    PE_SLOT_DENSE = 16,       // only in dense layers
+    PE_SLOT_EXPERTS = 32,     // only in layers of experts
+    PE_SLOT_ATTENTION = 64,   // only in layers with keys and values
+    PE_SLOT_RECURRENT = 128,  // only in layers with a state
+    PE_SLOT_HEADS = 256       // one matrix for each head
 } pe_slot_flag;
 
 /* One weight: its GGUF name, in which a leading "blk." means one per layer
@@ -227,7 +270,9 @@ typedef enum pe_step_kind {
                               // h stays
     PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
     PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h)
-    PE_STEP_SHORTCONV         // b, c, u = projections of h; h = c * causal convolution of b * u
+    PE_STEP_SHORTCONV,        // b, c, u = projections of h; h = c * causal convolution of b * u
+    PE_STEP_LATENT_QK,        // q = queries of h, absorbed; k = rotated part and latent of h
+    PE_STEP_LATENT_OUT        // h = each head's output of its mixed latent
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -262,6 +307,7 @@ typedef struct pe_arch {
     bool local_rope_is_unscaled;  // in windowed layers
 } pe_arch;
 
+extern const pe_arch pe_arch_deepseek2;
 extern const pe_arch pe_arch_gemma2;
 extern const pe_arch pe_arch_gemma3;
 extern const pe_arch pe_arch_gpt_oss;

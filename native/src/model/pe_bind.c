@@ -77,6 +77,7 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     const uint64_t q = (uint64_t)hp->n_heads * hp->d_k;
     const uint64_t k = (uint64_t)hp->n_kv_heads * hp->d_k;
     const uint64_t v = (uint64_t)hp->n_kv_heads * hp->d_v;
+    const uint64_t kv_head = (uint64_t)hp->d_head_k - hp->d_rot + hp->d_head_v;
     switch (dim) {
     case PE_DIM_NONE: return 0;
     case PE_DIM_ONE: return 1;
@@ -98,6 +99,17 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     case PE_DIM_SHARED: return hp->d_shared;
     case PE_DIM_CONV: return hp->n_conv;
     case PE_DIM_THREE_MODEL: return 3 * (uint64_t)hp->d_model;
+    case PE_DIM_LATENT: return hp->d_latent;
+    case PE_DIM_LATENT_KEY: return (uint64_t)hp->d_rot + hp->d_latent;
+    case PE_DIM_QUERY: return hp->d_query;
+    case PE_DIM_Q_DIRECT: return hp->d_query == 0 ? (uint64_t)hp->n_heads * hp->d_head_k : 0;
+    case PE_DIM_Q_INDIRECT: return hp->d_query > 0 ? (uint64_t)hp->n_heads * hp->d_head_k : 0;
+    case PE_DIM_K_SPLIT: return hp->has_split_kv ? hp->d_latent : 0;
+    case PE_DIM_V_SPLIT: return hp->has_split_kv ? hp->d_head_v : 0;
+    case PE_DIM_KV_HEAD: return hp->has_split_kv ? 0 : kv_head;
+    case PE_DIM_KV_HEADS: return hp->has_split_kv ? 0 : hp->n_heads * kv_head;
+    case PE_DIM_NOPE: return hp->d_head_k - hp->d_rot;
+    case PE_DIM_HEADS_OUT: return (uint64_t)hp->n_heads * hp->d_head_v;
     }
     return 0;
 }
@@ -116,6 +128,9 @@ static void shape_of(uint64_t dims[4], const pe_hparams *hp, const pe_slot_row *
     dims[2] = dims[3] = 1;
     if ((row->flags & PE_SLOT_STACKED) != 0) {
         dims[(row->flags & PE_SLOT_VECTOR) != 0 ? 1 : 2] = hp->n_experts;
+    }
+    if ((row->flags & PE_SLOT_HEADS) != 0 && row->whole == PE_DIM_NONE) {
+        dims[2] = hp->n_heads;
     }
 }
 
@@ -189,18 +204,22 @@ static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint3
     const uint64_t row_bytes = dims[0] / traits->info.block_weights * traits->info.block_bytes;
     const uint64_t n_rows = dim_of(hp, row->rows);
     const bool is_stacked = (row->flags & PE_SLOT_STACKED) != 0;
+    const bool has_heads = (row->flags & PE_SLOT_HEADS) != 0;
     *out = (pe_weight){
         .data = (const uint8_t *)tensor->data + dim_of(hp, row->first) * row_bytes,
         .n_rows = n_rows,
         .n_cols = dims[0],
-        .n_stacked = is_stacked ? hp->n_experts : 1,
+        .n_stacked = is_stacked  ? hp->n_experts
+                     : has_heads ? hp->n_heads
+                                 : 1,
         .row_bytes = row_bytes,
         .dtype = (pe_dtype)tensor->dtype,
     };
     b->model->all_f32 &= tensor->dtype == PE_DTYPE_F32;
     b->model->weight_bytes += out->n_stacked * n_rows * row_bytes;
     if (row->slot != PE_W_TOKEN_EMBD) {
-        b->model->decode_bytes += (is_stacked ? hp->n_experts_used : 1) * n_rows * row_bytes;
+        const uint64_t n_read = is_stacked ? hp->n_experts_used : out->n_stacked;
+        b->model->decode_bytes += n_read * n_rows * row_bytes;
     }
 }
 
@@ -242,13 +261,26 @@ static bool is_known(const pe_model *model, const pe_tensor_info *tensor) {
     return false;
 }
 
+/* Whether a tensor belongs to a layer behind those that the model runs. */
+static bool is_left_out(const pe_model *model, const pe_tensor_info *tensor) {
+    const pe_hparams *hp = &model->hparams;
+    for (uint32_t i = 0; i < hp->n_predictors; i++) {
+        char head[NAME_BYTES];
+        const int n = snprintf(head, sizeof head, "blk.%u.", hp->n_layers + i);
+        if (tensor->name_bytes > (uint64_t)n && memcmp(tensor->name, head, (size_t)n) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* A weight that nothing reads would silently change what the model computes. */
 static void check_unused(binder *b) {
     pe_file_info info;
     pe_file_describe(&info, b->file);
     for (uint64_t i = 0; i < info.n_tensors; i++) {
         const pe_tensor_info *tensor = pe_file_tensor_at(b->file, i);
-        if (!is_known(b->model, tensor)) {
+        if (!is_known(b->model, tensor) && !is_left_out(b->model, tensor)) {
             WRONG(b, PE_ERR_UNSUPPORTED,
                   "%s: %.*s: expected only weights that architecture %s of %u layers has, found"
                   " one that nothing would read",

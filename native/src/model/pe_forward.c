@@ -43,6 +43,8 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_EXPERTS_CLAMPED: pe_step_experts_clamped(p); break;
     case PE_STEP_SHARED: pe_step_shared(p); break;
     case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
+    case PE_STEP_LATENT_QK: pe_step_latent_qk(p); break;
+    case PE_STEP_LATENT_OUT: pe_step_latent_out(p); break;
     }
 }
 

@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "pe_gguf.h"
+#include "pe_math.h"
 
 /* Bounds that keep products of hyper-parameters far from overflow and positions
  * within what the rotation's angles are exact for. */
@@ -151,6 +152,29 @@ static pe_status check_scales(const pe_hparams *hp, const pe_file *file, pe_erro
     return PE_OK;
 }
 
+static pe_status check_gating(const pe_hparams *hp, const pe_file *file, pe_error *err) {
+    if (hp->expert_gating > PE_GATING_SIGMOID) {
+        return pe_fail(err, PE_ERR_UNSUPPORTED,
+                       "%s: expert gating: expected 1 (softmax) or 2 (sigmoid), found %u, which"
+                       " this build cannot run",
+                       pe_file_path(file), hp->expert_gating);
+    }
+    PE_TRY(in_range("expert scale", (double)hp->experts_scale, 0.0, MAX_SCALE, file, err));
+    if (hp->n_expert_groups <= 1) {
+        return PE_OK;
+    }
+    PE_TRY(in_range("expert groups", hp->n_expert_groups, 1, hp->n_experts, file, err));
+    PE_TRY(in_range("expert groups used", hp->n_expert_groups_used, 1, hp->n_expert_groups, file,
+                    err));
+    if (hp->n_experts % hp->n_expert_groups != 0) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: experts: expected a multiple of the %u groups, found %u",
+                       pe_file_path(file), hp->n_expert_groups, hp->n_experts);
+    }
+    const uint32_t n_seen = hp->n_experts / hp->n_expert_groups * hp->n_expert_groups_used;
+    return in_range("experts used", hp->n_experts_used, 1, n_seen, file, err);
+}
+
 static pe_status check_experts(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
                                pe_error *err) {
     const pe_layer_kind kind = hp->n_experts > 0 ? PE_LAYER_EXPERTS : PE_LAYER_DENSE;
@@ -166,7 +190,43 @@ static pe_status check_experts(const pe_hparams *hp, const pe_arch *arch, const 
         PE_TRY(in_range("experts used", hp->n_experts_used, 1, hp->n_experts, file, err));
         PE_TRY(in_range("expert length", hp->d_expert, 1, MAX_WIDTH, file, err));
         PE_TRY(in_range("shared expert length", hp->d_shared, 0, MAX_WIDTH, file, err));
+        return check_gating(hp, file, err);
     }
+    return PE_OK;
+}
+
+/* A file says of a latent model what one KV head holds, if projections out of the latent are
+ * split, and else what a head would hold without a latent; and YaRN's gain, a tenth of it. */
+static pe_status derive_latent(pe_hparams *hp, const pe_file *file, pe_error *err) {
+    hp->has_split_kv = hp->d_head_k > 0 || hp->d_head_v > 0;
+    if (!hp->has_split_kv) {
+        hp->d_head_k = hp->d_k;
+        hp->d_head_v = hp->d_v;
+    }
+    PE_TRY(in_range("number of heads", hp->n_heads, 1, MAX_HEADS, file, err));
+    const double widest = (double)(MAX_WIDTH / hp->n_heads);
+    PE_TRY(in_range("KV latent length", hp->d_latent, 1, widest / 2, file, err));
+    PE_TRY(in_range("query latent length", hp->d_query, 0, MAX_WIDTH, file, err));
+    PE_TRY(in_range("head key length", hp->d_head_k, 3, widest / 2, file, err));
+    PE_TRY(in_range("head value length", hp->d_head_v, 1, widest / 2, file, err));
+    PE_TRY(in_range("rotated dimensions", hp->d_rot, 2, hp->d_head_k - 1, file, err));
+    PE_TRY(in_range("attention window", hp->window, 0, 0, file, err));
+    if (hp->has_split_kv) {
+        PE_TRY(in_range("number of KV heads", hp->n_kv_heads, 1, 1, file, err));
+        PE_TRY(in_range("key length", hp->d_k, hp->d_latent + hp->d_rot, hp->d_latent + hp->d_rot,
+                        file, err));
+        PE_TRY(in_range("value length", hp->d_v, hp->d_latent, hp->d_latent, file, err));
+    }
+    hp->n_kv_heads = 1;
+    hp->d_k = hp->d_rot + hp->d_latent;
+    hp->d_v = hp->d_latent;
+    double gain = 1.0;
+    if (hp->rope_scaling == PE_ROPE_YARN && hp->yarn_log_mul != 0.0f && hp->rope_factor > 1.0f) {
+        gain = 1.0 + (double)hp->yarn_log_mul * pe_log((double)hp->rope_factor);
+        gain *= (double)hp->rope_attn_factor;
+        hp->yarn_attn_factor = 1.0f;  // angles keep what rope_attn_factor says
+    }
+    hp->attn_scale = (float)(gain * gain / sqrt((double)hp->d_head_k));
     return PE_OK;
 }
 
@@ -193,6 +253,32 @@ static pe_status check_state(const pe_hparams *hp, pe_state_kind kind, const pe_
         PE_TRY(in_range("tokens of the convolution", hp->n_conv, 1, PE_MAX_CONV, file, err));
     }
     return PE_OK;
+}
+
+static bool has_latent(const pe_arch *arch) {
+    for (size_t i = 0; i < arch->n_hparams; i++) {
+        if (arch->hparams[i].field == offsetof(pe_hparams, d_latent)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static pe_status derive(pe_hparams *hp, const pe_arch *arch, const pe_file *file, pe_error *err) {
+    if (has_latent(arch)) {
+        PE_TRY(derive_latent(hp, file, err));
+    }
+    if (hp->n_shared > 0) {
+        const double widest = (double)hp->n_shared * (double)hp->d_expert;
+        PE_TRY(in_range("shared expert length", widest, 1, MAX_WIDTH, file, err));
+        hp->d_shared = hp->n_shared * hp->d_expert;
+    }
+    if (hp->n_predictors > 0) {
+        PE_TRY(in_range("layers that predict", hp->n_predictors, 0, (double)hp->n_layers - 1.0,
+                        file, err));
+        hp->n_layers -= hp->n_predictors;
+    }
+    return in_range("leading dense layers", hp->n_dense_layers, 0, hp->n_layers, file, err);
 }
 
 static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
@@ -288,7 +374,8 @@ pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uin
     PE_TRY(read_recurrent(&is_recurrent, hp, layer, arch, file, err));
     *out = (pe_layer_hparams){
         .is_recurrent = is_recurrent,
-        .kind = hp->n_experts > 0 ? PE_LAYER_EXPERTS : PE_LAYER_DENSE,
+        .kind =
+            hp->n_experts > 0 && layer >= hp->n_dense_layers ? PE_LAYER_EXPERTS : PE_LAYER_DENSE,
         .rope = !is_rotated   ? PE_ROPE_NONE
                 : is_windowed ? PE_ROPE_LOCAL
                               : PE_ROPE_GLOBAL,
@@ -303,5 +390,6 @@ pe_status pe_hparams_read(pe_hparams *out, const pe_arch *arch, const pe_file *f
         PE_TRY(read_row(out, &arch->hparams[i], arch, file, err));
     }
     PE_TRY(read_rope_scaling(out, arch, file, err));
+    PE_TRY(derive(out, arch, file, err));
     return check_hparams(out, arch, file, err);
 }

@@ -86,6 +86,11 @@ void pe_step_experts_clamped(pe_pass *p);
 
 void pe_step_shortconv(pe_pass *p);
 
+/* ---- pe_step_latent.c ---- */
+
+void pe_step_latent_qk(pe_pass *p);
+void pe_step_latent_out(pe_pass *p);
+
 /* ---- pe_head.c ---- */
 
 /* Fills the logits that tokens of the batch want.

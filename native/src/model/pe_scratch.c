@@ -29,6 +29,7 @@ static void take_experts(pe_scratch *s, const pe_hparams *hp, bool *ok) {
     routes->tokens = take(s, n_rows, sizeof(uint32_t), ok);
     routes->firsts = take(s, hp->n_experts + 1, sizeof(uint32_t), ok);
     routes->groups = take(s, hp->n_experts, sizeof(uint32_t), ok);
+    routes->scores = take(s, (uint64_t)s->n_batch * hp->n_experts, sizeof(float), ok);
     s->router_logits = take(s, (uint64_t)s->n_batch * hp->n_experts, sizeof(float), ok);
     s->expert_h = take(s, n_rows * hp->d_model, sizeof(float), ok);
     s->expert_gate = take(s, n_rows * hp->d_expert, sizeof(float), ok);
@@ -37,12 +38,22 @@ static void take_experts(pe_scratch *s, const pe_hparams *hp, bool *ok) {
                         sizeof(pe_act_block), ok);
 }
 
+static void take_latent(pe_scratch *s, const pe_hparams *hp, bool *ok) {
+    const uint64_t n = s->n_batch;
+    const uint64_t d_in = PE_MAX(hp->d_head_k - hp->d_rot, hp->d_latent);
+    s->raw_heads = take(s, n * hp->n_heads * PE_MAX(hp->d_head_k, hp->d_head_v), sizeof(float), ok);
+    s->query = take(s, n * PE_MAX(hp->d_query, 1u), sizeof(float), ok);
+    s->latent = take(s, n * hp->d_k, sizeof(float), ok);
+    s->heads_q8 = take(s, n * hp->n_heads * pe_ceil_div(d_in, PE_BLOCK), sizeof(pe_act_block), ok);
+}
+
 pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
                           uint32_t n_ctx, uint32_t n_threads, pe_error *err) {
     const pe_hparams *hp = &model->hparams;
     const uint64_t d_heads = (uint64_t)hp->n_heads * hp->d_v;
     const uint64_t d_inner = PE_MAX(hp->d_ff, hp->d_shared);
-    const uint64_t d_widest = PE_MAX(PE_MAX(hp->d_model, d_inner), d_heads);
+    const uint64_t d_outs = PE_MAX((uint64_t)hp->n_heads * hp->d_head_v, hp->d_query);
+    const uint64_t d_widest = PE_MAX(PE_MAX(PE_MAX(hp->d_model, d_inner), d_heads), d_outs);
     const uint64_t n_pairs = hp->d_rot / 2;
     const uint64_t n = n_batch;
     *out_scratch = (pe_scratch){.n_batch = n_batch};
@@ -70,6 +81,9 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     }
     if (hp->n_experts > 0) {
         take_experts(s, hp, &ok);
+    }
+    if (hp->d_latent > 0) {
+        take_latent(s, hp, &ok);
     }
     if (!ok) {
         const uint64_t n_bytes = s->n_bytes;
@@ -114,7 +128,12 @@ void pe_scratch_free(pe_scratch *scratch) {
                             scratch->expert_h,
                             scratch->expert_gate,
                             scratch->expert_up,
-                            scratch->expert_q8};
+                            scratch->expert_q8,
+                            scratch->raw_heads,
+                            scratch->query,
+                            scratch->latent,
+                            scratch->heads_q8,
+                            scratch->routes.scores};
     for (size_t i = 0; i < PE_LEN(blocks); i++) {
         pe_mem_free(blocks[i]);
     }

@@ -37,6 +37,11 @@ typedef struct pe_scratch {
     pe_span *spans;    // [n_batch], all tokens of the batch in order
     uint32_t n_spans;  // in the batch now
     float *mix;        // [n_batch][d_mix], what a recurrent layer projects its input to
+    // only where attention is latent
+    float *raw_heads;        // [n_batch][n_heads][wider of d_head_k and d_head_v]
+    float *query;            // [n_batch][d_query]
+    float *latent;           // [n_batch][d_k]
+    pe_act_block *heads_q8;  // [n_batch][n_heads] inputs of heads' products
     // only where there are experts
     pe_routes routes;
     float *router_logits;  // [n_batch][n_experts]

@@ -71,9 +71,17 @@ static void choose_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
     const pe_hparams *hp = &p->model->hparams;
+    const float *choice = pe_pass_weight(p, PE_W_ROUTER_CHOICE)->data;
+    const bool is_auto = hp->expert_gating == PE_GATING_AUTO;
+    const pe_routing routing = {.is_sigmoid = is_auto ? choice != NULL
+                                                      : hp->expert_gating == PE_GATING_SIGMOID,
+                                .is_normed = hp->experts_are_normed != 0,
+                                .scale = hp->experts_scale > 0.0f ? hp->experts_scale : 1.0f,
+                                .choice = choice,
+                                .n_groups = hp->n_expert_groups,
+                                .n_groups_used = hp->n_expert_groups_used};
     pe_routes_choose(&p->s->routes, i_token,
-                     p->s->router_logits + (uint64_t)i_token * hp->n_experts,
-                     hp->experts_are_normed != 0);
+                     p->s->router_logits + (uint64_t)i_token * hp->n_experts, &routing);
 }
 
 static void gather_row(void *arg, uint32_t i_row, uint32_t i_thread) {
