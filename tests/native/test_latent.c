@@ -95,7 +95,7 @@ static void transposed_products(void) {
         const pe_heads to = {.data = out, .stride = STRIDE};
         const pe_heads from = {.data = in, .stride = STRIDE};
         fill(in, PE_LEN(in));
-        pe_heads_matmul_transposed(&ops, &to, &weight, n, &from, N_TOKENS);
+        pe_heads_matmul_transposed(&ops, &to, &weight, pe_quant_unpack, n, &from, N_TOKENS);
         for (size_t i = 0; i < (size_t)N_TOKENS * N_HEADS; i++) {
             float expected[N_COLS] = {0};
             for (size_t r = 0; r < n; r++) {
