@@ -7,6 +7,7 @@
  */
 #include "pe_heads.h"
 #include "pe_pass.h"
+#include "pe_quant.h"
 
 /* The reference models norm latents with it, whatever epsilon a file gives other norms. */
 #define LATENT_EPS 1e-6f
@@ -78,7 +79,7 @@ void pe_step_latent_qk(pe_pass *p) {
         pe_heads_matmul(p->ops, &out, pe_pass_weight(p, PE_W_ATTN_K_B), 0, hp->d_latent, &in,
                         p->s->heads_q8, p->s->n_tokens);
     } else {
-        pe_heads_matmul_transposed(p->ops, &out, pe_pass_weight(p, PE_W_ATTN_KV_B),
+        pe_heads_matmul_transposed(p->ops, &out, pe_pass_weight(p, PE_W_ATTN_KV_B), pe_quant_unpack,
                                    hp->d_head_k - hp->d_rot, &in, p->s->n_tokens);
     }
 }

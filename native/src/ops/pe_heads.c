@@ -1,7 +1,5 @@
 #include "pe_heads.h"
 
-#include "pe_quant.h"
-
 /* Rows, or columns of a transposed matrix, of one chunk: whole blocks of every type. */
 #define CHUNK 256u
 #define LEAST_ROWS 32u
@@ -14,6 +12,7 @@ typedef struct heads_job {
     uint64_t first_row;
     uint64_t n_rows;
     const pe_heads *in;
+    pe_unpack_fn unpack;
     pe_act_block *q8;  // NULL: the weight takes floats
     uint32_t n_tokens;
     uint64_t chunk;     // rows or columns
@@ -98,7 +97,7 @@ static void columns_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     }
     for (uint64_t r = 0; r < job->n_rows; r++, row += w->row_bytes) {
         float weights[CHUNK];
-        pe_quant_unpack(weights, w->dtype, row, n);
+        job->unpack(weights, w->dtype, row, n);
         for (uint32_t t = 0; t < job->n_tokens; t++) {
             const float x = head_at(job, job->in, t, head)[r];
             float *sums = head_at(job, job->out, t, head) + begin;
@@ -110,12 +109,14 @@ static void columns_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
 }
 
 void pe_heads_matmul_transposed(const pe_ops *ops, const pe_heads *out, const pe_weight *weight,
-                                uint64_t n_rows, const pe_heads *in, uint32_t n_tokens) {
+                                pe_unpack_fn unpack, uint64_t n_rows, const pe_heads *in,
+                                uint32_t n_tokens) {
     heads_job job = {.ops = ops,
                      .out = out,
                      .weight = weight,
                      .n_rows = n_rows,
                      .in = in,
+                     .unpack = unpack,
                      .n_tokens = n_tokens,
                      .chunk = CHUNK};
     job.n_chunks = (uint32_t)pe_ceil_div(weight->n_cols, job.chunk);
