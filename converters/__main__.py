@@ -21,6 +21,21 @@ _INTERRUPTED = 130
 _TERMINATED = 143
 
 
+def _read_tensor_types(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        pattern, equals, name = value.rpartition("=")
+        if not equals or not pattern or name.lower() not in BY_NAME:
+            raise click.BadParameter(
+                f"{value!r}: expected PATTERN=TYPE, TYPE one of {', '.join(BY_NAME)}"
+            )
+        if found.setdefault(pattern, name) != name:
+            raise click.BadParameter(f"{value!r}: expected one type, found {found[pattern]}, too")
+    return found
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source", metavar="HF_DIR")
 @click.option(
@@ -33,7 +48,7 @@ _TERMINATED = 143
 @click.option(
     "--type",
     "dtype",
-    type=click.Choice(list(BY_NAME)),
+    type=click.Choice(list(BY_NAME), case_sensitive=False),
     default="q4_0",
     show_default=True,
     help="Type of the matrices. Norms and biases stay f32.",
@@ -41,7 +56,16 @@ _TERMINATED = 143
 @click.option(
     "--pure",
     is_flag=True,
-    help="With q4_0 and q4_1: 4 bits for the embedding and the output head, too (else q8_0).",
+    help="The same type for the embedding and the output head, which otherwise get q8_0.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    metavar="PATTERN=TYPE",
+    multiple=True,
+    callback=_read_tensor_types,
+    help="Another type for the matrices of a name, as in 'blk.*.ffn_down=q6_k'. May be repeated; "
+    "the first pattern that fits decides.",
 )
 @click.option("--name", help="general.name in the file. Default: as the checkpoint says.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
@@ -56,6 +80,7 @@ def _command(
     output: Path | None,
     dtype: str,
     pure: bool,
+    tensor_types: dict[str, str],
     name: str | None,
     force: bool,
     self_test: bool,
@@ -77,6 +102,7 @@ def _command(
             target,
             dtype=dtype,
             pure=pure,
+            tensor_types=tensor_types,
             name=name,
             progress=bar,
             overwrite=force,
