@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +15,9 @@ from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
 from converters._families import Rule
 from converters._gguf_writer import Field, build_header, write_gguf
+from converters._lora import Adapter
 from converters._mapping import Mapped, ModelMapping, pair_rows
+from converters._merge import MergedCheckpoint
 from converters._source import Array
 from converters._summary import Summary
 from converters._tokenizer_fields import tokenizer_fields
@@ -38,6 +41,7 @@ def convert(
     overwrite: bool = False,
     self_test: bool = True,
     tensor_types: Mapping[str, str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
 ) -> Summary:
     """Converts a Hugging Face checkpoint folder into one GGUF file.
 
@@ -59,6 +63,8 @@ def convert(
         tensor_types: Types of some matrices by patterns of their names in the file, such as
             ``{"blk.*.ffn_down": "q6_k"}``; ".weight" may be left out, and the first pattern that
             fits decides.
+        lora: A folder with a LoRA adapter as PEFT saves it, which is merged into the weights;
+            tokenizer and template are the base's.
 
     Returns:
         What was written.
@@ -76,7 +82,12 @@ def convert(
         source = _hub.fetch(source)
     folder, target = Path(source), Path(out)
     try:
-        with Checkpoint(folder) as checkpoint:
+        with contextlib.ExitStack() as stack:
+            if lora is None:
+                checkpoint = stack.enter_context(Checkpoint(folder))
+            else:
+                adapter = stack.enter_context(Adapter(Path(lora)))
+                checkpoint = stack.enter_context(MergedCheckpoint(folder, adapter))
             if target.resolve() in checkpoint.files:
                 raise ConversionError(
                     f"{target}: expected another file than the checkpoint's own, found the same"
