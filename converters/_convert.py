@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,25 +14,20 @@ from converters import _encode, _hub
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
 from converters._family import Rule
-from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
+from converters._gguf_writer import Field, build_header, write_gguf
+from converters._lora import Adapter
 from converters._mapping import Mapped, ModelMapping, pair_rows
+from converters._merge import MergedCheckpoint
 from converters._source import Array
-from converters._summary import Fallback, Summary
+from converters._summary import Summary
 from converters._tokenizer_fields import tokenizer_fields
-from pyengine._errors import ArgumentError, ConversionError, ModelFileError
+from converters._types import Choice, Planned
+from pyengine._errors import ConversionError, ModelFileError
 
 # float32 bytes of one piece. A piece lives in up to four forms at once (as read, as float32,
 # re-ordered, packed), so peak memory is a few times this whatever the size of the model.
 _PIECE_BYTES = 8 << 20
-# Where an error of 4 bits costs most: every token's vector, and every logit.
-_KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
 _QUANTIZATION_VERSION = 2
-
-
-@dataclass(frozen=True)
-class _Planned:
-    mapped: Mapped
-    out: OutTensor
 
 
 def convert(
@@ -45,46 +40,59 @@ def convert(
     progress: Callable[[int, int, str], None] | None = None,
     overwrite: bool = False,
     self_test: bool = True,
+    tensor_types: Mapping[str, str] | None = None,
+    lora: str | os.PathLike[str] | None = None,
 ) -> Summary:
     """Converts a Hugging Face checkpoint folder into one GGUF file.
 
-    Norms, biases and rotation factors stay F32. With a 4-bit type the token embedding and the
-    output head are kept at Q8_0. The file appears under its name only when it is complete.
+    Norms, biases and rotation factors stay F32. With a type of fewer bits the token embedding and
+    the output head are kept at Q8_0. Rows that a type's blocks do not divide get one of smaller
+    blocks, as the summary tells. The file appears under its name only when it is complete.
 
     Args:
         source: A folder with config.json, weights and a tokenizer; or ``hf:org/name``, perhaps
             with ``@revision``, which is fetched from the Hugging Face hub.
         out: The file to write.
-        dtype: "f32", "f16", "bf16", "q8_0", "q4_0" or "q4_1".
-        pure: Use the 4-bit type for the embedding and the output head, too.
+        dtype: The type of matrices: "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k", "q5_1", "q5_0",
+            "q4_k", "q4_1", "q4_0", "iq4_xs", "iq4_nl", "mxfp4", "q3_k" or "q2_k".
+        pure: Use `dtype` for the embedding and the output head, too.
         name: What general.name says; by default the checkpoint's own name or its folder's.
         progress: Called with bytes done, bytes in all and the tensor's name.
         overwrite: Replace a file that is there.
         self_test: Store texts with the ids of the original tokenizer, which loading checks.
+        tensor_types: Types of some matrices by patterns of their names in the file, such as
+            ``{"blk.*.ffn_down": "q6_k"}``; ".weight" may be left out, and the first pattern that
+            fits decides.
+        lora: A folder with a LoRA adapter as PEFT saves it, which is merged into the weights;
+            tokenizer and template are the base's.
 
     Returns:
         What was written.
 
     Raises:
-        ArgumentError: `dtype` is none of those.
+        ArgumentError: `dtype`, or one of `tensor_types`, is none of those.
         DownloadError: The checkpoint cannot be fetched.
-        ConversionError: The checkpoint is broken, incomplete or of an unsupported kind.
+        ConversionError: The checkpoint is broken, incomplete or of an unsupported kind, or a
+            pattern of `tensor_types` fits none of its matrices.
         ModelFileError: A file cannot be read or written, or the disk is too full.
     """
-    kind = _encode.BY_NAME.get(dtype.lower())
-    if kind is None:
-        raise ArgumentError(f"dtype: expected one of {', '.join(_encode.BY_NAME)}, found {dtype!r}")
+    choice = Choice(dtype, pure, tensor_types or {})
     if isinstance(source, str) and source.startswith(_hub.PREFIX):
         name = _hub.model_name(source) if name is None else name
         source = _hub.fetch(source)
     folder, target = Path(source), Path(out)
     try:
-        with Checkpoint(folder) as checkpoint:
+        with contextlib.ExitStack() as stack:
+            if lora is None:
+                checkpoint = stack.enter_context(Checkpoint(folder))
+            else:
+                adapter = stack.enter_context(Adapter(Path(lora)))
+                checkpoint = stack.enter_context(MergedCheckpoint(folder, adapter))
             if target.resolve() in checkpoint.files:
                 raise ConversionError(
                     f"{target}: expected another file than the checkpoint's own, found the same"
                 )
-            return _convert(checkpoint, target, kind, pure, name, progress, overwrite, self_test)
+            return _convert(checkpoint, target, choice, name, progress, overwrite, self_test)
     except OSError as error:
         if isinstance(error, ModelFileError):
             raise
@@ -95,15 +103,14 @@ def convert(
 def _convert(
     checkpoint: Checkpoint,
     target: Path,
-    kind: TensorType,
-    pure: bool,
+    choice: Choice,
     name: str | None,
     progress: Callable[[int, int, str], None] | None,
     overwrite: bool,
     self_test: bool,
 ) -> Summary:
     mapping = ModelMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
-    planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
+    planned, fallbacks = choice.plan(mapping.tensors(checkpoint.entries))
     tokenizer, notes = tokenizer_fields(
         checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
     )
@@ -112,9 +119,9 @@ def _convert(
         Field("general.type", "str", "model"),
         Field("general.name", "str", checkpoint.name if name is None else name),
         *mapping.fields(),
-        Field("general.file_type", "u32", kind.file_type),
+        Field("general.file_type", "u32", choice.kind.file_type),
     ]
-    if kind.quantized:
+    if any(item.out.kind.quantized for item in planned):
         fields.append(Field("general.quantization_version", "u32", _QUANTIZATION_VERSION))
     outs = [item.out for item in planned]
     by_name = {item.out.name: item for item in planned}
@@ -134,39 +141,7 @@ def _convert(
     return Summary(target, size, weights, types, tuple(fallbacks), tuple(notes))
 
 
-def _choose_types(
-    mapped: list[Mapped], kind: TensorType, pure: bool
-) -> tuple[list[_Planned], list[Fallback]]:
-    planned: list[_Planned] = []
-    fallbacks: list[Fallback] = []
-    for item in mapped:
-        wanted = kind
-        if _is_float(item):
-            wanted = _encode.F32
-        elif item.packed:
-            wanted = _encode.MXFP4
-        elif kind.quantized and not pure and item.target in _KEPT_AT_8_BITS:
-            wanted = _encode.Q8_0
-        written = wanted
-        if item.shape[-1] % wanted.block:
-            written = _encode.F16
-            reason = f"rows of {item.shape[-1]} weights are not whole blocks of {wanted.block}"
-            fallbacks.append(Fallback(item.target, wanted.name, written.name, reason))
-        planned.append(_Planned(item, OutTensor(item.target, item.shape, written)))
-    return planned, fallbacks
-
-
-def _is_float(item: Mapped) -> bool:
-    """Whether a tensor is read as floats, or is so small that it had better be."""
-    return (
-        len(item.shape) == 1
-        or item.target.endswith(".bias")
-        or item.target.endswith(".ffn_gate_inp.weight")
-        or (item.rule is not None and item.rule.exact)
-    )
-
-
-def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
+def _pieces(checkpoint: Checkpoint, planned: Planned) -> Iterator[Array]:
     """The data of one tensor, a run of rows at a time."""
     mapped, kind = planned.mapped, planned.out.kind
     if mapped.data is not None:

@@ -406,7 +406,7 @@ class ModelMapping:
             ConversionError: A tensor is missing, is of another shape or is not known.
         """
         names = {
-            _plain_name(name): name
+            plain_name(name): name
             for name in stored
             if not name.startswith(LEFT_OUT_PREFIXES)
             and not name.endswith(_IGNORED_SUFFIX)
@@ -420,6 +420,16 @@ class ModelMapping:
         for name, values in self._rope.tensors.items():
             plan.insert(1, Mapped(name, values.shape, data=values))
         return plan
+
+    def matrices(self) -> Iterator[Mapped]:
+        """What `tensors` plans, for a checkpoint that is not at hand."""
+        for rule, layer in self._walk():
+            dims = tuple(getattr(self.shape, name) for name in rule.shape)
+            head_rows = self.shape.head_width if rule.heads and self.family.paired else 0
+            source = rule.source.format(layer, 0) + rule.suffix
+            yield Mapped(
+                rule.target.format(layer) + rule.target_suffix, dims, (source,), head_rows, rule
+            )
 
     def _mapped(
         self,
@@ -528,7 +538,7 @@ class ModelMapping:
                 raise config.fail(key, " or ".join(map(repr, allowed)))
 
 
-def _plain_name(name: str) -> str:
+def plain_name(name: str) -> str:
     """The name that a tensor of a wrapped text model has in a text model's own checkpoint."""
     for prefix in TEXT_PREFIXES:
         if name.startswith(prefix):

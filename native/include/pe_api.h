@@ -82,8 +82,10 @@ typedef struct pe_dtype_info {
  * errors   PE_ERR_UNSUPPORTED for a number that no known GGUF version defines */
 pe_status pe_dtype_describe(pe_dtype_info *out_info, uint32_t dtype, pe_error *err);
 
-/* Encodes n_weights floats as dtype with GGUF's plain rounding, byte for byte
- * what gguf-py writes.
+/* Encodes n_weights floats as dtype with GGUF's plain rounding, byte for byte what
+ * llama.cpp writes without an importance matrix. Two kinds of blocks of 32 it
+ * leaves to chance or does otherwise: zeros that start with -0 are as gguf-py has
+ * them, and what is too small for its step to have an inverse decodes to zeros.
  * shape    n_weights a multiple of the type's block; out has room for its blocks
  * threads  re-entrant
  * errors   PE_ERR_ARG for a partial block, PE_ERR_UNSUPPORTED for a type that

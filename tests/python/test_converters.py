@@ -599,8 +599,8 @@ def test_incomplete_folders(make: Maker, monkeypatch: pytest.MonkeyPatch) -> Non
     (folder / "config.json").write_text("{")
     with pytest.raises(ConversionError, match=r"config.json: expected JSON"):
         converters.convert(folder, out)
-    with pytest.raises(ArgumentError, match=r"dtype: expected one of .* found 'q5_0'"):
-        converters.convert(folder, out, dtype="q5_0")
+    with pytest.raises(ArgumentError, match=r"dtype: expected one of .* found 'q7_0'"):
+        converters.convert(folder, out, dtype="q7_0")
 
 
 def converted_fields(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import llama_cpp
 import numpy as np
 import pytest
 
+import converters
 from pyengine import Engine
 
 Array = np.ndarray[Any, Any]
@@ -30,6 +31,17 @@ WRITTEN = [
     ("q4_1", False),
     ("q4_0", True),
     ("q4_1", True),
+    ("q6_k", False),
+    ("q5_k", False),
+    ("q5_1", False),
+    ("q5_0", True),
+    ("q4_k", False),
+    ("q4_k", True),
+    ("iq4_xs", False),
+    ("iq4_nl", False),
+    ("mxfp4", False),
+    ("q3_k", False),
+    ("q2_k", True),
 ]
 FTYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 7}
 TEXTS = [
@@ -118,6 +130,19 @@ def test_files_that_we_write_have_the_same_perplexity_there(
     with Engine(path) as engine:
         found = engine.perplexity(text, window=WINDOW)
     assert found.n_windows >= N_WINDOWS - 1
+    assert found.n_tokens == n_scored
+    assert found.value == pytest.approx(expected, rel=0.005)
+
+
+def test_files_of_mixed_types_have_the_same_perplexity_there(
+    fixtures: Path, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "mixed.gguf"
+    types = {"blk.*.ffn_down": "q6_k", "blk.0.*": "q8_0", "token_embd": "q5_k"}
+    converters.convert(fixtures / "models" / "stories-29m", path, dtype="q3_k", tensor_types=types)
+    expected, n_scored = perplexity(path, text)
+    with Engine(path) as engine:
+        found = engine.perplexity(text, window=WINDOW)
     assert found.n_tokens == n_scored
     assert found.value == pytest.approx(expected, rel=0.005)
 

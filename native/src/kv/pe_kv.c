@@ -174,7 +174,7 @@ static void pack(void *out, pe_dtype dtype, const float *x, size_t n) {
     if (!finite) {
         memset(padded, 0, sizeof padded);
     }
-    pe_quant_pack_block(out, dtype, padded);
+    pe_dtype_find(dtype)->pack_block(out, padded);
     if (!finite) {
         const pe_f16 nan = 0x7e00;
         memcpy(out, &nan, sizeof nan);  // both types begin with their scale
