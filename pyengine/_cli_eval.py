@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from pyengine._cli_options import (
     write_whole,
 )
 from pyengine._engine import Engine
-from pyengine._errors import ArgumentError
+from pyengine._errors import ArgumentError, CancelledError
 from pyengine._evaluation import Evaluation, evaluate
 from pyengine._report import document, picture, report
 from pyengine._session import CancelFlag
@@ -136,28 +136,18 @@ def _tasks(options: dict[str, Any]) -> list[Task]:
 def _measure(engine: Engine, progress: _Progress, **arguments: Any) -> Evaluation:
     """Runs the evaluation in a thread of its own, so that Ctrl-C stops it within a pass."""
     cancel = CancelFlag()
-    found: list[Evaluation] = []
-    failed: list[BaseException] = []
-
-    def work() -> None:
-        try:
-            found.append(evaluate(engine, progress=progress, cancel=cancel, **arguments))
-        except BaseException as error:
-            failed.append(error)
-
-    thread = threading.Thread(target=work)
-    thread.start()
-    while thread.is_alive():
-        try:
-            thread.join()
-        except KeyboardInterrupt:
-            cancel.cancel()
-    progress.clear()
-    if failed:
-        if cancel.is_cancelled:
-            raise KeyboardInterrupt from failed[0]  # before there was anything to show
-        raise failed[0]
-    return found[0]
+    with ThreadPoolExecutor(1) as worker:
+        running = worker.submit(evaluate, engine, progress=progress, cancel=cancel, **arguments)
+        while True:
+            # Not Thread.join: interrupted, Python 3.11's takes the thread for ended.
+            try:
+                return running.result()
+            except KeyboardInterrupt:
+                cancel.cancel()
+            except CancelledError:  # before there was anything to show
+                raise KeyboardInterrupt from None
+            finally:
+                progress.clear()
 
 
 class _Progress:

@@ -80,12 +80,14 @@ class Evaluation:
     Attributes:
         models: The model's scores, then those of the one that it is compared with.
         reference: The reference's perplexity, if there was one.
+        window: Tokens per window of the text.
         differences: The second model less the first, with confidence intervals.
         complete: False when it was cancelled; scores then are of what was done.
     """
 
     models: tuple[ModelScores, ...]
     reference: Perplexity | None
+    window: int
     differences: tuple[Difference, ...]
     complete: bool
 
@@ -127,17 +129,17 @@ def evaluate(
     for name, value in (("engine", engine), ("reference", reference), ("compare", compare)):
         if value is not None or name == "engine":
             instance(name, value, Engine, "an Engine")
-    if text is None and not tasks:
-        raise ArgumentError("evaluate: expected a text or a task, found neither")
     if text is None and reference is not None:
         raise ArgumentError("reference: expected a text to compare on, found none")
+    if text is None and not tasks:
+        raise ArgumentError("evaluate: expected a text or a task, found neither")
     run = _Run(progress, cancel if cancel is not None else CancelFlag())
     models = [engine] if compare is None else [engine, compare]
     if text is not None:
         run.text(models, reference, text, window)
     for task in tasks:
         run.task(models, task)
-    return run.result(models)
+    return run.result(models, window)
 
 
 class _Run:
@@ -151,7 +153,7 @@ class _Run:
         self._reference: Perplexity | None = None
         self._tasks: list[list[TaskScore]] = []
 
-    def result(self, models: Sequence[Engine]) -> Evaluation:
+    def result(self, models: Sequence[Engine], window: int) -> Evaluation:
         scores = tuple(
             ModelScores(
                 model.file.path,
@@ -164,7 +166,8 @@ class _Run:
         if not self._perplexities and not self._tasks:
             raise CancelledError("evaluation cancelled before anything was measured")
         differences = tuple(_differences(*scores)) if len(scores) == 2 else ()
-        return Evaluation(scores, self._reference, differences, not self._cancel.is_cancelled)
+        complete = not self._cancel.is_cancelled
+        return Evaluation(scores, self._reference, window, differences, complete)
 
     def text(
         self, models: Sequence[Engine], reference: Engine | None, text: str, window: int

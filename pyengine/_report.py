@@ -86,6 +86,7 @@ def document(evaluation: Evaluation) -> dict[str, Any]:
         {
             "pyengine": pyengine.__version__,
             "complete": evaluation.complete,
+            "window": evaluation.window,
             "reference": _shown(evaluation.reference),
             "models": [
                 {
@@ -147,7 +148,9 @@ def picture(evaluation: Evaluation) -> str:
     n_scored = measured[0][1].shape[1]
     curves = [_curve(values) for _, values in measured]
     highest = max(float((values + errors).max()) for _, values, errors in curves) or 1.0
-    out = _axes(n_scored, highest)
+    # Of a window of n tokens the first scored one, counted from 0, is n / 2 + 1.
+    first = evaluation.window // 2 + 1
+    out = _axes(first, first + n_scored - 1, highest)
     for i, ((name, _), color) in enumerate(zip(measured, _COLORS, strict=False)):
         positions, values, errors = curves[i]
         x = _LEFT + _WIDTH * positions / n_scored
@@ -166,7 +169,7 @@ def picture(evaluation: Evaluation) -> str:
     return "\n".join([*out, "</svg>\n"])
 
 
-def _axes(n_scored: int, highest: float) -> list[str]:
+def _axes(first: int, last: int, highest: float) -> list[str]:
     """The picture's beginning: title, lines of equal divergence, positions."""
     out = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{_LEFT + _WIDTH + 30}" '
@@ -178,8 +181,7 @@ def _axes(n_scored: int, highest: float) -> list[str]:
     for i in range(5):
         value, x = highest * i / 4, _LEFT + _WIDTH * i / 4
         y = float(_y(np.array(value), highest))
-        # Of a window of n tokens the first scored one, counted from 0, is n / 2 + 1.
-        position = n_scored + 2 + round((n_scored - 1) * i / 4)
+        position = first + round((last - first) * i / 4)
         out += [
             f'<line x1="{_LEFT}" x2="{_LEFT + _WIDTH}" y1="{y:.1f}" y2="{y:.1f}" '
             'stroke="#80808040"/>',
