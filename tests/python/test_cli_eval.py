@@ -49,7 +49,7 @@ def arc(tmp_path: Path) -> str:
                     "answerKey": "ABC"[i % 3],
                 }
             )
-            for i, word in enumerate("one and other was in town with she".split())
+            for i, word in enumerate(["one", "and", "other", "was", "in", "town", "with", "she"])
         )
     )
     return str(path)

@@ -139,9 +139,7 @@ def test_divergence_is_that_of_the_models_logits(engine: Engine, other: Engine) 
     assert model.divergence.values == pytest.approx(values, rel=1e-9, abs=1e-12)
     assert model.divergence.n_tokens == values.size == model.perplexity.n_tokens
     assert model.divergence.mean.value == pytest.approx(values.mean())
-    assert model.divergence.mean.error == pytest.approx(
-        values.std(ddof=1) / math.sqrt(values.size)
-    )
+    assert model.divergence.mean.error == pytest.approx(values.std(ddof=1) / math.sqrt(values.size))
     assert model.divergence.median.value == pytest.approx(np.median(values))
     assert model.divergence.p99.value == pytest.approx(np.quantile(values, 0.99))
     assert model.divergence.maximum == pytest.approx(values.max())
@@ -233,7 +231,25 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> list[Task]:
     """A file of each task of endings; ten questions or eight."""
     folder = tmp_path_factory.mktemp("tasks")
     rng = np.random.default_rng(9)
-    words = np.array("the cat was in a town and other ones went to his house he ate".split())
+    words = np.array(
+        [
+            "the",
+            "cat",
+            "was",
+            "in",
+            "a",
+            "town",
+            "and",
+            "other",
+            "ones",
+            "went",
+            "to",
+            "his",
+            "house",
+            "he",
+            "ate",
+        ]
+    )
 
     def text(least: int, most: int) -> str:
         return " ".join(rng.choice(words, rng.integers(least, most)))
@@ -408,9 +424,11 @@ def test_nothing_to_measure_is_an_error(engine: Engine) -> None:
 
 
 def test_texts_and_windows_that_do_not_fit_are_named(engine: Engine, make_model: Maker) -> None:
-    with pytest.raises(ArgumentError, match="text: expected 512 tokens or more"):
-        with Engine(make_model(Shape(context=512))) as large:
-            evaluate(large, text="the cat")
+    with (
+        Engine(make_model(Shape(context=512))) as large,
+        pytest.raises(ArgumentError, match="text: expected 512 tokens or more"),
+    ):
+        evaluate(large, text="the cat")
     with Engine(engine.file.path, n_ctx=32) as small:
         for reference in (small, engine):
             model = engine if reference is small else small

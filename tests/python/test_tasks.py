@@ -154,7 +154,7 @@ def test_a_bad_line_is_named(
 def test_a_file_that_is_none_is_named(tmp_path: Path, data: bytes, message: str) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(data)
-    with pytest.raises(TaskFileError, match="t.jsonl") as error:
+    with pytest.raises(TaskFileError, match=r"t\.jsonl") as error:
         Task.read("arc", path)
     assert message in str(error.value)
 
@@ -181,7 +181,7 @@ def test_missing_files_and_examples_are_named(tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match="expected 5 examples of abstract_algebra, found 1"):
         Task.read("mmlu", path, shots=few)
     other = lines(tmp_path / "other.jsonl", {**MMLU, "subject": "anatomy"})
-    with pytest.raises(TaskFileError, match="examples of abstract_algebra, which .* line 1 needs"):
+    with pytest.raises(TaskFileError, match=r"examples of abstract_algebra, which .* line 1 needs"):
         Task.read("mmlu", path, shots=other, n_shots=1)
 
 
