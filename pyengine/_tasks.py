@@ -201,13 +201,13 @@ def _solved(path: Path, reader: _Reader, n_shots: int) -> dict[str, str]:
 
 
 def _hellaswag(record: _Record) -> Question:
-    if "query" in record.fields:  # already joined, as lm-evaluation-harness and others store it
-        prompt, name, gold = record.text("query"), "choices", "gold"
-    else:
-        context = f"{record.text('ctx_a')} {record.text('ctx_b').capitalize()}"
-        prompt, name, gold = f"{record.text('activity_label')}: {context}", "endings", "label"
-    endings = record.checked_texts(name, [_plain(text) for text in record.texts(name)])
-    return Question(record.place, "", _plain(prompt), endings, record.index(gold, len(endings)))
+    if "query" in record.fields:  # already joined and cleaned, as benchmarks pass it on
+        prompt, endings = record.text("query"), record.texts("choices")
+        return Question(record.place, "", prompt, endings, record.index("gold", len(endings)))
+    context = f"{record.text('ctx_a')} {record.text('ctx_b').capitalize()}"
+    prompt = _plain(f"{record.text('activity_label')}: {context}")
+    endings = record.checked_texts("endings", [_plain(text) for text in record.texts("endings")])
+    return Question(record.place, "", prompt, endings, record.index("label", len(endings)))
 
 
 def _plain(text: str) -> str:
