@@ -180,15 +180,10 @@ def _later_losses(
             for begin in range(0, len(ending) - 1, n_most)
         ]
         while todo:
-            taken: list[tuple[int, int, int]] = []
-            busy: set[int] = set()
-            n_rows = 0
-            while todo and todo[0][0] not in busy:
-                i, begin, end = todo[0]
-                if n_rows + end - begin > n_most and taken:
-                    break
-                busy.add(i)
-                n_rows += end - begin
+            # A piece behind which its ending goes on is n_most long, so that no session stands
+            # in a pass twice.
+            taken = [todo.pop(0)]
+            while todo and sum(b - a for _, a, b in [*taken, todo[0]]) <= n_most:
                 taken.append(todo.pop(0))
             feeds = [(forks[i], endings[i][begin:end], end - begin) for i, begin, end in taken]
             rows = feed_several(engine, feeds, cancel)

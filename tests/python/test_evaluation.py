@@ -95,6 +95,14 @@ def test_equal_rows_diverge_by_exactly_nothing() -> None:
     assert (found.losses == found.losses[0]).all()
 
 
+def test_rounding_gives_no_negative_divergence() -> None:
+    rows = np.random.default_rng(3).normal(0, 5, (50, 1000)).astype(np.float32)
+    # Softmax does not see a constant, and this one is added without rounding to most.
+    found = score([rows + np.float32(2**-10)], rows, np.arange(50))
+    assert found.divergences.min() == 0
+    assert 0 < found.divergences.max() < 1e-12
+
+
 def test_extreme_logits_give_finite_numbers() -> None:
     low, high = np.float32(-3e38), np.float32(3e38)
     first, second = np.array([[high, low, 0]]), np.array([[low, high, 0]])
@@ -316,6 +324,22 @@ def test_accuracies_are_those_of_endings_scored_one_by_one(
     right = [one.right["acc"] for one in found.models[0].tasks]
     assert any(map(any, right))
     assert not all(map(all, right))
+
+
+def test_differences_are_the_second_models_answers_less_the_firsts(
+    engine: Engine, third: Engine, tasks: list[Task]
+) -> None:
+    found = evaluate(engine, tasks=tasks, compare=third)
+    names = [f"{task.name} {name}" for task in found.models[0].tasks for name in task.accuracies]
+    assert [one.name for one in found.differences] == names
+    first, second = (
+        [mean.value for task in model.tasks for mean in task.accuracies.values()]
+        for model in found.models
+    )
+    values = [one.value for one in found.differences]
+    assert values == pytest.approx(np.subtract(second, first))
+    assert any(values)
+    assert not any(one.lower_is_better for one in found.differences)
 
 
 def test_log_probabilities_of_endings_are_exact(engine: Engine, tasks: list[Task]) -> None:
