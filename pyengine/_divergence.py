@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pyengine._session import Logits
-from pyengine._statistics import Floats, Mean, Quantile, mean, quantile
+from pyengine._statistics import Floats, Mean, Quantile, mean, quantile, window_error
 
 Bools = npt.NDArray[np.bool_]
 
@@ -28,6 +28,8 @@ class Divergence:
 
     Attributes:
         mean: Over all scored tokens.
+        window_error: The mean's standard error from the spread over windows, see
+            :class:`Perplexity`.
         median, p99: Half and 99 % of the tokens are below.
         maximum: The worst token.
         same_top: Share of tokens whose most likely successor is the same in both.
@@ -38,6 +40,7 @@ class Divergence:
     """
 
     mean: Mean
+    window_error: float
     median: Quantile
     p99: Quantile
     maximum: float
@@ -150,6 +153,7 @@ def divergence(values: Floats, same_top: Bools, losses: Floats, reference: Float
     ordered = np.sort(values, axis=None)
     return Divergence(
         mean=mean(values),
+        window_error=window_error(values),
         median=quantile(ordered, 0.5),
         p99=quantile(ordered, 0.99),
         maximum=float(ordered[-1]),

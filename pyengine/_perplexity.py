@@ -16,7 +16,7 @@ from pyengine._arguments import integer
 from pyengine._divergence import RowScores, score_rows
 from pyengine._errors import ArgumentError, CancelledError
 from pyengine._session import CancelFlag, Session
-from pyengine._statistics import Floats, mean
+from pyengine._statistics import Floats, mean, window_error
 
 if TYPE_CHECKING:
     from pyengine._engine import Engine
@@ -33,7 +33,9 @@ class Perplexity:
 
     Attributes:
         value: exp of the mean negative log-probability per scored token.
-        error: Its standard error, from the spread over tokens.
+        error: Its standard error, from the spread over tokens, as llama.cpp's tool gives it.
+        window_error: The same from the spread over windows: larger, and nearer to the truth,
+            since tokens of a window vary together.
         n_tokens: Tokens scored.
         n_windows: Windows the text was cut into.
         losses: Negative log-probabilities, ``[window, token]``.
@@ -41,6 +43,7 @@ class Perplexity:
 
     value: float
     error: float
+    window_error: float
     n_tokens: int
     n_windows: int
     losses: Floats = field(repr=False, compare=False)
@@ -50,7 +53,14 @@ def perplexity(losses: Floats) -> Perplexity:
     """Sums up the losses of a text, ``[window, token]``."""
     loss = mean(losses)
     value = math.exp(loss.value)
-    return Perplexity(value, value * loss.error, losses.size, len(losses), losses)
+    return Perplexity(
+        value=value,
+        error=value * loss.error,
+        window_error=value * window_error(losses),
+        n_tokens=losses.size,
+        n_windows=len(losses),
+        losses=losses,
+    )
 
 
 def rows_at_once(n_vocab: int) -> int:

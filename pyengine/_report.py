@@ -43,13 +43,15 @@ def _model_lines(model: ModelScores) -> list[str]:
         value = model.perplexity
         lines.append(
             f"{'perplexity':<24}{_mean(Mean(value.value, value.error), 4)}"
-            f"  ({value.n_tokens} tokens scored in {value.n_windows} windows)"
+            f"  (± {value.window_error:.4f} by windows; {value.n_tokens} tokens scored in "
+            f"{value.n_windows} windows)"
         )
     if model.divergence is not None:
         apart = model.divergence
         lines += [
             f"{'ln perplexity ratio':<24}{_mean(apart.log_ratio, 5)}",
-            f"{'KL divergence, mean':<24}{_mean(apart.mean, 6)}",
+            f"{'KL divergence, mean':<24}{_mean(apart.mean, 6)}"
+            f"  (± {apart.window_error:.6f} by windows)",
             f"{'  median':<24}{_quantile(apart.median)}",
             f"{'  99 %':<24}{_quantile(apart.p99)}",
             f"{'  largest':<24}{apart.maximum:.6f}",

@@ -77,6 +77,16 @@ def mean(values: Any) -> Mean:
     return Mean(float(values.mean()), spread / math.sqrt(values.size))
 
 
+def window_error(values: Floats) -> float:
+    """Standard error of the mean of ``[window, token]`` from how windows differ.
+
+    Tokens of one window share what came before, so they vary together, and the error that
+    takes them as independent is too small.
+    """
+    means = values.mean(axis=1)
+    return float(means.std(ddof=1)) / math.sqrt(means.size) if means.size > 1 else math.nan
+
+
 def quantile(ordered: Floats, share: float) -> Quantile:
     """A quantile of rising values; its interval lies between two of them.
 
@@ -94,15 +104,10 @@ def quantile(ordered: Floats, share: float) -> Quantile:
 
 
 def window_difference(name: str, first: Floats, second: Floats) -> Difference:
-    """Of numbers per token, ``[window, token]`` both.
-
-    Tokens of one window share what came before, so windows are the units.
-    """
-    means = (second - first).mean(axis=1)
-    value, n = float(means.mean()), means.size
-    reach = math.inf
-    if n > 1:
-        reach = t_quantile(n - 1) * float(means.std(ddof=1)) / math.sqrt(n)
+    """Of numbers per token, ``[window, token]`` both; windows are the units."""
+    apart = second - first
+    value, n = float(apart.mean()), len(apart)
+    reach = t_quantile(n - 1) * window_error(apart) if n > 1 else math.inf
     return Difference(name, value, value - reach, value + reach, n, lower_is_better=True)
 
 

@@ -141,9 +141,9 @@ class _Record:
 
     def text(self, name: str) -> str:
         value = self.get(name)
-        if not isinstance(value, str):
+        if not _is_text(value):
             raise self.wrong(f"a text as {name!r}", value)
-        return value
+        return str(value)
 
     def texts(self, name: str) -> tuple[str, ...]:
         return self.checked_texts(name, self.get(name))
@@ -152,7 +152,7 @@ class _Record:
         if not (
             isinstance(value, list)
             and len(value) > 1
-            and all(isinstance(item, str) and item for item in value)
+            and all(_is_text(item) and item for item in value)
         ):
             raise self.wrong(f"two texts or more as {name!r}, none empty", value)
         return tuple(value)
@@ -165,6 +165,17 @@ class _Record:
         if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < n:
             raise self.wrong(f"an index from 0 to {n - 1} as {name!r}", value)
         return value
+
+
+def _is_text(value: Any) -> bool:
+    """Whether it is a str without lone surrogates, which JSON can spell but nobody encode."""
+    if not isinstance(value, str):
+        return False
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +245,7 @@ def _mmlu(record: _Record) -> Question:
     if not (
         isinstance(choices, list)
         and len(choices) == len(_LETTERS)
-        and all(isinstance(text, str) for text in choices)
+        and all(_is_text(text) for text in choices)
     ):
         raise record.wrong("4 texts as 'choices'", choices)
     answer = record.get("answer")

@@ -148,6 +148,11 @@ def test_divergence_is_that_of_the_models_logits(engine: Engine, other: Engine) 
     assert model.divergence.n_tokens == values.size == model.perplexity.n_tokens
     assert model.divergence.mean.value == pytest.approx(values.mean())
     assert model.divergence.mean.error == pytest.approx(values.std(ddof=1) / math.sqrt(values.size))
+    by_window = values.mean(axis=1)
+    assert len(by_window) > 3
+    assert model.divergence.window_error == pytest.approx(
+        by_window.std(ddof=1) / math.sqrt(len(by_window))
+    )
     assert model.divergence.median.value == pytest.approx(np.median(values))
     assert model.divergence.p99.value == pytest.approx(np.quantile(values, 0.99))
     assert model.divergence.maximum == pytest.approx(values.max())
@@ -157,6 +162,10 @@ def test_divergence_is_that_of_the_models_logits(engine: Engine, other: Engine) 
     at = (*np.indices(targets.shape), targets)
     assert model.divergence.log_ratio.value == pytest.approx((log_p[at] - log_q[at]).mean())
     assert model.perplexity.value == pytest.approx(np.exp(-log_q[at].mean()))
+    losses = -log_q[at].mean(axis=1)
+    assert model.perplexity.window_error == pytest.approx(
+        model.perplexity.value * losses.std(ddof=1) / math.sqrt(len(losses))
+    )
     assert found.reference.value == pytest.approx(np.exp(-log_p[at].mean()))
 
 

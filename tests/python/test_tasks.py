@@ -119,6 +119,8 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
         ("hellaswag", {**HELLASWAG, "endings": "ab"}, "two texts or more as 'endings'"),
         ("hellaswag", {**HELLASWAG, "endings": ["[x]", "b"]}, "none empty, found ['', 'b']"),
         ("hellaswag", {**HELLASWAG, "ctx_a": 1}, "a text as 'ctx_a', found 1"),
+        ("gsm8k", {**GSM8K, "question": "\ud800"}, "a text as 'question', found '\\ud800'"),
+        ("mmlu", {**MMLU, "choices": ["\udc00"] * 4}, "4 texts as 'choices'"),
         ("arc", without(ARC, "question"), "expected the field 'question'"),
         ("arc", {**ARC, "choices": []}, "lists 'text' and 'label' in 'choices', found []"),
         ("arc", {**ARC, "answerKey": "B"}, "one label of each choice, 'B' among them"),
