@@ -93,22 +93,13 @@ def eval_command(
         raise click.UsageError("--kl-against: expected --perplexity or --text too, found neither")
     progress = _Progress(enabled=sys.stderr.isatty() and not quiet)
     with ExitStack() as stack:
-        engine, reference, other = (
-            stack.enter_context(open_engine(path, dict(options)))
-            if path is not None or i == 0
-            else None
-            for i, path in enumerate((model, kl_against, compare))
-        )
-        assert engine is not None
-        found = _measure(
-            engine,
-            progress,
-            text=text,
-            window=window,
-            reference=reference,
-            tasks=tasks,
-            compare=other,
-        )
+        engine = stack.enter_context(open_engine(model, dict(options)))
+        others = {
+            name: stack.enter_context(open_engine(path, dict(options)))
+            for name, path in (("reference", kl_against), ("compare", compare))
+            if path is not None
+        }
+        found = _measure(engine, progress, text=text, window=window, tasks=tasks, **others)
     shown = json.dumps(document(found), indent=2)
     click.echo(shown if json_path == "-" else report(found))
     if json_path not in (None, "-"):

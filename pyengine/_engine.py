@@ -12,8 +12,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
 
-import numpy as np
-
 from pyengine._arguments import choice, instance, integer
 from pyengine._bundled import bundled_model
 from pyengine._chat import ChatReply, ChatStream, prepare
@@ -22,7 +20,7 @@ from pyengine._file import ModelFile
 from pyengine._generate import Generation, Progress, Stream, Turn
 from pyengine._messages import Tool
 from pyengine._native import ClosableHandle, call, ffi, lib
-from pyengine._perplexity import Perplexity, perplexity, score_text
+from pyengine._perplexity import Perplexity, text_perplexity
 from pyengine._sampler import MAX_SEED, Sampler, Sampling
 from pyengine._self_test import check_template, check_tokenizer
 from pyengine._session import CancelFlag, Logits, Session, token_array
@@ -309,13 +307,7 @@ class Engine(ClosableHandle):
         Raises:
             ArgumentError: The text is shorter than a window, or the window is impossible.
         """
-
-        def whole(done: int, total: int) -> None:
-            if progress is not None and done % window == 0:
-                progress(done // window, total // window)
-
-        scores = score_text([self], None, text, window, whole)
-        return perplexity(np.array([part.losses[0] for part in scores]))
+        return text_perplexity(self, text, window, progress)
 
     # ---- generation ----
 

@@ -63,6 +63,19 @@ def perplexity(losses: Floats) -> Perplexity:
     )
 
 
+def text_perplexity(
+    engine: Engine, text: str, window: int, progress: Callable[[int, int], None] | None
+) -> Perplexity:
+    """See :meth:`Engine.perplexity`."""
+
+    def report(done: int, total: int) -> None:
+        if progress is not None and done % window == 0:
+            progress(done // window, total // window)
+
+    scores = score_text([engine], None, text, window, report)
+    return perplexity(np.array([part.losses[0] for part in scores]))
+
+
 def rows_at_once(n_vocab: int) -> int:
     """Rows of logits that are held at a time, per model."""
     return max(1, min(_MOST_ROWS, _LOGITS // n_vocab))
