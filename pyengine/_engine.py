@@ -20,7 +20,7 @@ from pyengine._file import ModelFile
 from pyengine._generate import Generation, Progress, Stream, Turn
 from pyengine._messages import Tool
 from pyengine._native import ClosableHandle, call, ffi, lib
-from pyengine._perplexity import Perplexity, perplexity
+from pyengine._perplexity import Perplexity, text_perplexity
 from pyengine._sampler import MAX_SEED, Sampler, Sampling
 from pyengine._self_test import check_template, check_tokenizer
 from pyengine._session import CancelFlag, Logits, Session, token_array
@@ -310,7 +310,7 @@ class Engine(ClosableHandle):
         Raises:
             ArgumentError: The text is shorter than a window, or the window is impossible.
         """
-        return perplexity(self, text, window, progress)
+        return text_perplexity(self, text, window, progress)
 
     # ---- generation ----
 
