@@ -43,6 +43,7 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_EXPERTS_CLAMPED: pe_step_experts_clamped(p); break;
     case PE_STEP_SHARED: pe_step_shared(p); break;
     case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
+    case PE_STEP_MAMBA2: pe_step_mamba2(p); break;
     }
 }
 
