@@ -206,6 +206,7 @@ DIFFERENT_THERE = {
     "deepseek2": "adds up the best two experts of a group, with softmax, too",
     "deepseek2 lite": "knows models whose queries have no latent by their number of layers",
     "deepseek3 other": "the same, and scales scores where only angles are scaled",
+    "granitehybrid dense": "cannot do without the convolution's bias",
     "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
 }
 

@@ -8,6 +8,7 @@ static const pe_arch *const ARCHS[] = {
     &pe_arch_gemma3,
     &pe_arch_gpt_oss,
     &pe_arch_granite,
+    &pe_arch_granitehybrid,
     &pe_arch_granitemoe,
     &pe_arch_lfm2,
     &pe_arch_llama,

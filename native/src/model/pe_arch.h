@@ -74,6 +74,10 @@ typedef struct pe_hparams {
     uint32_t d_head_v;      // of a head's output
     uint32_t has_split_kv;  // projections out of the latent lie in two tensors, not in one
     uint32_t n_predictors;  // layers behind the last that predict further tokens: left out
+    uint32_t d_inner;       // of Mamba-2: width of all its heads together
+    uint32_t d_state;       // numbers that a head remembers for each of its dimensions
+    uint32_t n_ssm_heads;   // of d_inner / n_ssm_heads dimensions
+    uint32_t n_ssm_groups;  // of heads that share B and C, and of dimensions normed together
 } pe_hparams;
 
 /* What a router's logits become. */
@@ -165,7 +169,13 @@ typedef enum pe_dim {
     PE_DIM_KV_HEAD,     // d_head_k - d_rot + d_head_v
     PE_DIM_KV_HEADS,    // of all heads
     PE_DIM_NOPE,        // d_head_k - d_rot
-    PE_DIM_HEADS_OUT    // n_heads * d_head_v
+    PE_DIM_HEADS_OUT,   // n_heads * d_head_v
+    PE_DIM_INNER,       // d_inner
+    PE_DIM_SSM_IN,      // z, what is convolved, a time step for each head
+    PE_DIM_SSM_CONV,    // x, B and C of all groups
+    PE_DIM_SSM_HEADS,   // n_ssm_heads
+    PE_DIM_SSM_GROUPS,
+    PE_DIM_SSM_GROUP  // d_inner / n_ssm_groups
 } pe_dim;
 
 typedef enum pe_slot {
@@ -222,6 +232,14 @@ typedef enum pe_slot {
     PE_W_ATTN_K_B,   // transposed: from a query to the latent
     PE_W_ATTN_V_B,   // from the latent to a head's output
     PE_W_ATTN_KV_B,  // or both, not transposed, head by head
+    PE_W_SSM_IN,
+    PE_W_SSM_CONV,
+    PE_W_SSM_CONV_BIAS,
+    PE_W_SSM_DT_BIAS,
+    PE_W_SSM_A,
+    PE_W_SSM_D,
+    PE_W_SSM_NORM,
+    PE_W_SSM_OUT,
     PE_W_COUNT
 } pe_slot;
 
@@ -272,7 +290,8 @@ typedef enum pe_step_kind {
     PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h)
     PE_STEP_SHORTCONV,        // b, c, u = projections of h; h = c * causal convolution of b * u
     PE_STEP_LATENT_QK,        // q = queries of h, absorbed; k = rotated part and latent of h
-    PE_STEP_LATENT_OUT        // h = each head's output of its mixed latent
+    PE_STEP_LATENT_OUT,       // h = each head's output of its mixed latent
+    PE_STEP_MAMBA2            // h = the normed and gated output of Mamba-2's heads (2405.21060)
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -289,7 +308,9 @@ typedef struct pe_step_list {
 /* What a recurrent layer remembers; pe_state_floats knows how much that is. */
 typedef enum pe_state_kind {
     PE_STATE_NONE,
-    PE_STATE_SHORTCONV  // [n_conv - 1][d_model]: the convolution's last inputs, oldest first
+    PE_STATE_SHORTCONV,  // [n_conv - 1][d_model]: the convolution's last inputs, oldest first
+    PE_STATE_MAMBA2      // the same of x, B and C, filled up to whole lines; then
+                         // [n_ssm_heads][d_inner / n_ssm_heads][d_state]
 } pe_state_kind;
 
 typedef struct pe_arch {
@@ -313,6 +334,7 @@ extern const pe_arch pe_arch_gemma3;
 extern const pe_arch pe_arch_gpt_oss;
 extern const pe_arch pe_arch_granite;
 extern const pe_arch pe_arch_granitemoe;
+extern const pe_arch pe_arch_granitehybrid;
 extern const pe_arch pe_arch_lfm2;
 extern const pe_arch pe_arch_llama;
 extern const pe_arch pe_arch_mistral3;

@@ -45,6 +45,7 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
     case PE_STEP_LATENT_QK: pe_step_latent_qk(p); break;
     case PE_STEP_LATENT_OUT: pe_step_latent_out(p); break;
+    case PE_STEP_MAMBA2: pe_step_mamba2(p); break;
     }
 }
 

@@ -13,6 +13,7 @@
 #define MAX_WIDTH (1u << 24)
 #define MAX_SCALE 1e6
 #define MAX_EXPERTS 65536u
+#define MAX_STATE 65536u
 
 #define NAME_BYTES 128
 
@@ -234,6 +235,7 @@ uint64_t pe_hparams_state_floats(const pe_hparams *hp, pe_state_kind kind) {
     switch (kind) {
     case PE_STATE_NONE: return 0;
     case PE_STATE_SHORTCONV: return (uint64_t)(hp->n_conv - 1) * hp->d_model;
+    case PE_STATE_MAMBA2: return pe_hparams_ssm_first(hp) + (uint64_t)hp->d_inner * hp->d_state;
     }
     return 0;
 }
@@ -242,6 +244,7 @@ uint64_t pe_hparams_mix_width(const pe_hparams *hp, pe_state_kind kind) {
     switch (kind) {
     case PE_STATE_NONE: return 0;
     case PE_STATE_SHORTCONV: return 3 * (uint64_t)hp->d_model;
+    case PE_STATE_MAMBA2: return hp->d_inner + pe_hparams_ssm_conv(hp) + hp->n_ssm_heads;
     }
     return 0;
 }
@@ -251,6 +254,19 @@ static pe_status check_state(const pe_hparams *hp, pe_state_kind kind, const pe_
                              pe_error *err) {
     if (kind != PE_STATE_NONE) {
         PE_TRY(in_range("tokens of the convolution", hp->n_conv, 1, PE_MAX_CONV, file, err));
+    }
+    if (kind != PE_STATE_MAMBA2) {
+        return PE_OK;
+    }
+    PE_TRY(in_range("inner width of Mamba layers", hp->d_inner, 1, MAX_WIDTH, file, err));
+    PE_TRY(in_range("state size", hp->d_state, 1, MAX_STATE, file, err));
+    PE_TRY(in_range("number of Mamba heads", hp->n_ssm_heads, 1, MAX_HEADS, file, err));
+    PE_TRY(in_range("number of Mamba groups", hp->n_ssm_groups, 1, hp->n_ssm_heads, file, err));
+    if (hp->d_inner % hp->n_ssm_heads != 0 || hp->n_ssm_heads % hp->n_ssm_groups != 0) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: Mamba layers: expected an inner width that %u heads divide, and heads"
+                       " that %u groups divide, found a width of %u",
+                       pe_file_path(file), hp->n_ssm_heads, hp->n_ssm_groups, hp->d_inner);
     }
     return PE_OK;
 }
