@@ -82,6 +82,8 @@ def test_the_form_with_one_tensor_for_keys_and_values_is_the_same_model(
         session = engine.session()
         one_by_one = [session.feed([token])[0] for token in tokens]
         assert np.array_equal(one_by_one, found)
+        # Batches of which nobody wants logits, and the last.
+        assert np.array_equal(engine.session().feed(tokens)[0], found[-1])
 
 
 @pytest.mark.parametrize("dtype", ["Q8_0", "Q4_0"])

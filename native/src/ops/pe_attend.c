@@ -254,6 +254,9 @@ void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *o
     attend_job job = {
         .ops = ops, .kv = kv, .layer = layer, .out = out, .queries = queries, .room = room};
     job.n_tiles = cut_tiles(room->tiles, queries, PE_MAX((uint32_t)PE_MIN(share, fitting), 1u));
+    if (job.n_tiles == 0) {
+        return;  // nobody wants logits
+    }
     cut_heads(&job, queries->n_heads / n_kv_heads, job.n_tiles * n_kv_heads);
     pe_pool_run(ops->pool, attend_chunk, &job, job.n_tiles * n_kv_heads * job.n_chunks);
 }
