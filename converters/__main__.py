@@ -85,7 +85,8 @@ def _refuse_options(adapts: bool, of_models: bool, of_adapters: bool) -> None:
     "--base",
     metavar="HF_DIR",
     type=click.Path(path_type=Path),
-    help="Of an adapter: the folder of its base's config.json. Default: what the adapter names.",
+    help="Of an adapter: the folder of its base's config.json. Default: what the adapter names, "
+    "or its own folder.",
 )
 @click.option("--name", help="general.name in the file. Default: as the checkpoint says.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from converters import _encode
+from converters._checkpoint import has_weights
 from converters._encode import TensorType
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
 from converters._json import read_object
@@ -25,7 +26,7 @@ TYPES = ("f32", "f16", "bf16")
 
 def is_adapter(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds an adapter and no model."""
-    return (Path(folder) / CONFIG_NAME).is_file() and not (Path(folder) / "config.json").is_file()
+    return (Path(folder) / CONFIG_NAME).is_file() and not has_weights(Path(folder))
 
 
 def convert_adapter(
@@ -47,7 +48,8 @@ def convert_adapter(
         source: A folder with adapter_config.json and adapter_model.safetensors or .bin.
         out: The file to write.
         base: The folder of the base's config.json, whose weights are not needed; by default what
-            adapter_config.json names, if that is a folder here.
+            adapter_config.json names, if that is a folder here, else the adapter's own, where
+            some trainers leave a copy.
         dtype: "f32", "f16" or "bf16".
         name: What general.name says; by default the folder's name.
         progress: Called with bytes done, bytes in all and the tensor's name.

@@ -128,9 +128,12 @@ class Adapter:
 
     @property
     def base(self) -> Path | None:
-        """The base's folder as the config names it, if there is one here."""
+        """A folder with the base's config.json: what the config names, or this one, or None."""
         stated = self._config.text("base_model_name_or_path", "")
-        return Path(stated) if stated and (Path(stated) / "config.json").is_file() else None
+        for folder in ([Path(stated)] if stated else []) + [self.folder]:
+            if (folder / "config.json").is_file():
+                return folder
+        return None
 
     @property
     def name(self) -> str:

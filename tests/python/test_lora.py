@@ -165,6 +165,19 @@ def test_the_base_that_the_adapter_names(base: Path, tmp_path: Path) -> None:
         converters.convert_adapter(adapter, out, base=tmp_path / "none", overwrite=True)
 
 
+def test_a_copy_of_the_bases_config_beside_the_adapter(base: Path, tmp_path: Path) -> None:
+    adapter = write_adapter(tmp_path / "tuned", {"base_model_name_or_path": "org/some-model"})
+    shutil.copy(base / "config.json", adapter)
+    out = tmp_path / "out.gguf"
+    assert cli.main([str(adapter), "-o", str(out), "-q"]) == 0
+    assert read(out)[0]["general.type"] == "adapter"
+    # With a model's weights beside it, it is the folder of a model.
+    for name in ("model.safetensors", "tokenizer.json"):
+        shutil.copy(base / name, adapter)
+    assert cli.main([str(adapter), "-o", str(out), "-q", "--force"]) == 0
+    assert read(out)[0]["general.type"] == "model"
+
+
 def merged_by_hand(source: Tensors, scale: float) -> Tensors:
     lora = pairs()
     out = dict(source)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
@@ -44,6 +45,19 @@ WRITTEN = [
     ("q2_k", True),
 ]
 FTYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 7}
+# Those of which every matrix is of the type named, if it is told to be pure.
+PURE_FTYPES = {
+    **FTYPES,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2_k": 10,
+    "q3_k": 11,
+    "q4_k": 14,
+    "q5_k": 16,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+}
 TEXTS = [
     "Hello, world! It's  we'll\n\n 3.14 x",
     " leading and trailing ",
@@ -180,6 +194,23 @@ def test_its_8_bit_file_gives_the_same_bits_as_ours(
             )
         tokens = list(range(100))
         assert np.array_equal(ours.logits(tokens), its.logits(tokens))
+
+
+@pytest.mark.parametrize("dtype", PURE_FTYPES)
+def test_its_quantizer_writes_the_bytes_of_our_converter(
+    stories: Stories, tmp_path: Path, dtype: str
+) -> None:
+    out = tmp_path / "theirs.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.pure, params.nthread = PURE_FTYPES[dtype], True, 2
+    status = llama_cpp.llama_model_quantize(str(stories("f32")).encode(), str(out).encode(), params)
+    assert status == 0
+    its = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    ours = {tensor.name: tensor for tensor in gguf.GGUFReader(stories(dtype, True)).tensors}
+    assert its.keys() == ours.keys()
+    for name, tensor in ours.items():
+        assert tensor.tensor_type == its[name].tensor_type, name
+        assert np.array_equal(tensor.data, its[name].data), name
 
 
 def test_both_tokenize_alike(stories: Stories, valid_text: str) -> None:
