@@ -120,9 +120,11 @@ INLINE vec vec_high(const uint8_t *q) {
 }
 
 #include "attend.h"
+#include "delta.h"
 
 void pe_kernels_init_attend_avx512(pe_kernels *kernels) {
     init_attend(kernels);
+    kernels->delta = delta;
 }
 
 #if defined(__clang__)
