@@ -65,11 +65,13 @@ class EngineInfo:
         decode_bytes: Weights read to decode one token.
         scratch_bytes: Working memory taken when the engine opened.
         kv_page_bytes: Taken per 32 positions of a session.
-        kv_bytes: Held in pages now, by all sessions.
+        kv_bytes: Held in pages and recurrent states now, by all sessions.
         kv_bytes_peak: The most that ``kv_bytes`` has been.
         resident_bytes: Weights kept in memory, interleaved, so far.
         resident_bytes_goal: And when all that gain by it are; 0 when none are to be.
         resident_why: Why they are, or are not, in words.
+        state_bytes: What recurrent layers remember of a session's past, checkpoints come to it;
+            0 where a model has no such layers.
     """
 
     architecture: str
@@ -93,6 +95,7 @@ class EngineInfo:
     resident_bytes: int
     resident_bytes_goal: int
     resident_why: str
+    state_bytes: int
 
 
 class Engine(ClosableHandle):
@@ -112,7 +115,7 @@ class Engine(ClosableHandle):
         n_batch: Tokens per pass, 256 by default; more needs more working memory.
         kv_type: ``"f32"``, ``"f16"``, ``"q8_0"`` or ``"q4_0"``; ``"auto"`` is f32 for F32
                 models, else f16. docs/ACCURACY.md says what each costs.
-        max_kv_bytes: Bound on the KV pages of all sessions together.
+        max_kv_bytes: Bound on the KV pages and recurrent states of all sessions together.
         resident: Whether weights move from the file's mapping to memory of this process,
             interleaved as decoding reads them fastest: ``"auto"`` where it helps and no
             more than three quarters of the available memory are needed, a share after each

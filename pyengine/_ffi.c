@@ -2781,6 +2781,7 @@ static void _cffi_checkfld__pe_engine_info(pe_engine_info *p)
   (void)((p->resident_bytes) | 0);  /* check that 'pe_engine_info.resident_bytes' is an integer */
   (void)((p->resident_bytes_goal) | 0);  /* check that 'pe_engine_info.resident_bytes_goal' is an integer */
   { char const * *tmp = &p->resident_why; (void)tmp; }
+  (void)((p->state_bytes) | 0);  /* check that 'pe_engine_info.state_bytes' is an integer */
 }
 struct _cffi_align__pe_engine_info { char x; pe_engine_info y; };
 
@@ -3052,6 +3053,9 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "resident_why", offsetof(pe_engine_info, resident_why),
                     sizeof(((pe_engine_info *)0)->resident_why),
                     _CFFI_OP(_CFFI_OP_NOOP, 35) },
+  { "state_bytes", offsetof(pe_engine_info, state_bytes),
+                   sizeof(((pe_engine_info *)0)->state_bytes),
+                   _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "struct_bytes", offsetof(pe_engine_params, struct_bytes),
                     sizeof(((pe_engine_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3201,27 +3205,27 @@ static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
   { "pe_engine", 143, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
   { "pe_engine_info", 144, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 5, 21 },
+    sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 5, 22 },
   { "pe_engine_params", 145, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 26, 8 },
+    sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 27, 8 },
   { "pe_error", 146, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 34, 2 },
+    sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 35, 2 },
   { "pe_feed", 147, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 36, 5 },
+    sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 37, 5 },
   { "pe_file", 148, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
   { "pe_file_info", 149, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 41, 6 },
+    sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 42, 6 },
   { "pe_meta", 152, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 47, 7 },
+    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 48, 7 },
   { "pe_sampler", 155, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
   { "pe_sampler_params", 156, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 54, 10 },
+    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 55, 10 },
   { "pe_session", 157, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
   { "pe_tensor_info", 159, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 64, 9 },
+    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 65, 9 },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {

@@ -215,7 +215,8 @@ typedef struct pe_engine_params {
     uint32_t isa;           // pe_isa
     uint32_t kv_type;       // pe_kv_type
     uint32_t resident;      // pe_resident_mode
-    uint64_t max_kv_bytes;  // KV pages of all sessions together; 0: bounded by n_ctx alone
+    uint64_t max_kv_bytes;  // KV pages and recurrent states of all sessions together; 0:
+                            // bounded by n_ctx alone
 } pe_engine_params;
 
 typedef struct pe_engine_info {
@@ -235,11 +236,13 @@ typedef struct pe_engine_info {
     uint64_t decode_bytes;   // weights read to decode one token
     uint64_t scratch_bytes;  // taken at open
     uint64_t kv_page_bytes;  // taken per PE_PAGE_TOKENS positions of a session
-    uint64_t kv_bytes;       // in pages now, by all sessions
+    uint64_t kv_bytes;       // in pages and states now, by all sessions
     uint64_t kv_bytes_peak;
     uint64_t resident_bytes;       // weights kept interleaved so far
     uint64_t resident_bytes_goal;  // and when all that gain by it are
     const char *resident_why;      // why, in words; lives as long as the engine
+    uint64_t state_bytes;          // recurrent layers' memory of the past: taken per session, per
+                                   // checkpoint, and while a shared one is written; 0: none
 } pe_engine_info;
 
 /* Whether this build can run the file: binds every weight, takes no memory.
@@ -281,7 +284,9 @@ void pe_session_free(pe_session *session);
 /* Positions held. */
 uint32_t pe_session_n_tokens(const pe_session *session);
 
-/* Drops all positions from n_tokens on.
+/* Drops all positions from n_tokens on. Where the model has recurrent layers, the tokens behind
+ * the nearest checkpoint in front are computed again when the session is fed, at most about as
+ * many as were dropped unless memory for checkpoints was lacking; bits stay the same.
  * errors   PE_ERR_ARG when the session holds fewer */
 pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *err);
 

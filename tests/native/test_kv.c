@@ -89,7 +89,7 @@ static void layout(void) {
         CHECK(item(&pool, pe_kv_keys(&pool, &table, 2, 0, 0), 6) == 0.0f, "after position 69");
         pe_kv_clear(&pool, &table);
         CHECK_U64(pool.n_pages, 0);
-        CHECK_U64(pool.n_pages_peak, 3);
+        CHECK_U64(pool.budget.n_bytes_peak, 3 * pool.page_bytes);
         CHECK(table.pages == NULL && table.n_pages == 0 && table.capacity == 0, "not empty");
     }
 }

@@ -450,7 +450,8 @@ pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err) {
     return PE_OK;
 }
 
-bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
+/* Element index of an array of booleans or integers. */
+static bool integer_at(int64_t *out, const pe_meta *meta, uint64_t index) {
     if (meta->type != PE_META_ARRAY || index >= meta->n_items ||
         meta->item_type == PE_META_STRING || meta->item_type == PE_META_ARRAY) {
         return false;
@@ -459,15 +460,30 @@ bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
     item.type = meta->item_type;
     item.n_bytes = meta->n_bytes / meta->n_items;
     item.data = (const uint8_t *)meta->data + index * item.n_bytes;
-    uint8_t byte;
-    int64_t integer = 0;
     if (item.type == PE_META_BOOL) {
+        uint8_t byte;
         memcpy(&byte, item.data, sizeof byte);
-        integer = byte;
-    } else if (!as_i64(&integer, &item)) {
+        *out = byte;
+        return true;
+    }
+    return as_i64(out, &item);
+}
+
+bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
+    int64_t integer = 0;
+    if (!integer_at(&integer, meta, index)) {
         return false;
     }
     *out = integer != 0;
+    return true;
+}
+
+bool pe_meta_u32_at(uint32_t *out, const pe_meta *meta, uint64_t index) {
+    int64_t integer = 0;
+    if (!integer_at(&integer, meta, index) || integer < 0 || integer > UINT32_MAX) {
+        return false;
+    }
+    *out = (uint32_t)integer;
     return true;
 }
 

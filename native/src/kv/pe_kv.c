@@ -13,7 +13,7 @@ struct pe_page {
 
 pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t max_bytes,
                           pe_error *err) {
-    *pool = (pe_kv_pool){.shape = *shape, .max_bytes = max_bytes};
+    *pool = (pe_kv_pool){.shape = *shape, .budget = {.max_bytes = max_bytes}};
     uint64_t n_heads;
     const uint64_t widths = (uint64_t)shape->d_k + shape->d_v;
     pool->head_bytes =
@@ -31,34 +31,26 @@ pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t m
 /* ---- pages ------------------------------------------------------------ */
 
 static pe_status page_new(pe_page **out_page, pe_kv_pool *pool, pe_error *err) {
-    const uint64_t used = pool->n_pages * pool->page_bytes;
-    if (used > pool->max_bytes || pool->page_bytes > pool->max_bytes - used) {
-        return pe_fail(err, PE_ERR_NOMEM,
-                       "KV cache: expected to stay within %" PRIu64 " bytes, found %" PRIu64
-                       " in use and a page of %" PRIu64 " needed",
-                       pool->max_bytes, used, pool->page_bytes);
-    }
     pe_page *page = pe_mem_zalloc(1, sizeof *page);
+    if (page == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for another page");
+    }
     // Zeroed: kernels load whole pages, and what lies there must be numbers.
-    uint8_t *data = pe_mem_zalloc(1, pool->page_bytes);
-    if (page == NULL || data == NULL) {
+    void *data;
+    const pe_status status = pe_budget_take(&data, &pool->budget, pool->page_bytes, "page", err);
+    if (status != PE_OK) {
         pe_mem_free(page);
-        pe_mem_free(data);
-        return pe_fail(err, PE_ERR_NOMEM,
-                       "KV cache: no memory for a page of %" PRIu64 " bytes beside the %" PRIu64
-                       " in use",
-                       pool->page_bytes, used);
+        return status;
     }
     *page = (pe_page){.n_references = 1, .data = data};
     pool->n_pages++;
-    pool->n_pages_peak = PE_MAX(pool->n_pages_peak, pool->n_pages);
     *out_page = page;
     return PE_OK;
 }
 
 static void page_release(pe_kv_pool *pool, pe_page *page) {
     if (--page->n_references == 0) {
-        pe_mem_free(page->data);
+        pe_budget_give(&pool->budget, page->data, pool->page_bytes);
         pe_mem_free(page);
         pool->n_pages--;
     }

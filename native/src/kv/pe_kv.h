@@ -1,6 +1,6 @@
 /* The paged KV cache: keys and values in pages of PE_PAGE_TOKENS positions.
  *
- * One page holds its positions for every layer and KV head:
+ * One page holds its positions for every layer with attention and every KV head:
  *
  *     layer 0: head 0: keys, values; head 1: ...
  *     layer 1: ...
@@ -20,12 +20,13 @@
 #ifndef PE_KV_H
 #define PE_KV_H
 
+#include "pe_budget.h"
 #include "pe_page.h"
 
 typedef struct pe_page pe_page;
 
 typedef struct pe_kv_shape {
-    uint32_t n_layers;
+    uint32_t n_layers;  // those with attention
     uint32_t n_kv_heads;
     uint32_t d_k;
     uint32_t d_v;
@@ -36,9 +37,8 @@ typedef struct pe_kv_pool {
     pe_kv_shape shape;
     uint64_t head_bytes;  // keys and values of one layer and head in a page
     uint64_t page_bytes;
-    uint64_t max_bytes;  // UINT64_MAX: no limit
     uint64_t n_pages;
-    uint64_t n_pages_peak;
+    pe_budget budget;
 } pe_kv_pool;
 
 typedef struct pe_kv_table {

@@ -8,6 +8,9 @@
 
 #include "pe_base.h"
 
+/* Tokens that a convolution may see. */
+#define PE_MAX_CONV 16u
+
 /* How rotation frequencies are stretched over more positions than were first trained. */
 typedef enum pe_rope_scaling {
     PE_ROPE_LINEAR,  // all divided by one factor, which may be 1
@@ -55,6 +58,8 @@ typedef struct pe_hparams {
     uint32_t d_expert;            // inner width of an expert
     uint32_t d_shared;            // of the expert that every token goes through; 0: none
     uint32_t experts_are_normed;  // weights of the chosen ones sum to 1
+    // layers with a state
+    uint32_t n_conv;  // tokens that a causal convolution sees, its own included
 } pe_hparams;
 
 /* What differs from layer to layer. */
@@ -68,10 +73,18 @@ typedef enum pe_rope_angles_kind {
 typedef struct pe_layer_hparams {
     pe_layer_kind kind;
     pe_rope_angles_kind rope;
-    uint32_t window;  // positions that a query sees, its own included; 0: all before it
+    uint32_t window;       // positions that a query sees, its own included; 0: all before it
+    bool is_recurrent;     // has a state instead of keys and values
+    uint32_t kv_layer;     // place among the layers that have keys and values
+    uint64_t state_first;  // where its floats begin in a session's state, on a cache line
 } pe_layer_hparams;
 
-typedef enum pe_hparam_kind { PE_HPARAM_U32, PE_HPARAM_F32, PE_HPARAM_BOOL } pe_hparam_kind;
+typedef enum pe_hparam_kind {
+    PE_HPARAM_U32,
+    PE_HPARAM_F32,
+    PE_HPARAM_BOOL,
+    PE_HPARAM_U32_BY_LAYER  // one number, or the largest of an array with one for each layer
+} pe_hparam_kind;
 
 /* How an absent key is filled in. */
 typedef enum pe_hparam_absent {
@@ -117,7 +130,9 @@ typedef enum pe_dim {
     PE_DIM_ROT_PAIRS,  // d_rot / 2
     PE_DIM_EXPERTS,    // n_experts
     PE_DIM_EXPERT,     // d_expert
-    PE_DIM_SHARED      // d_shared
+    PE_DIM_SHARED,     // d_shared
+    PE_DIM_CONV,       // n_conv
+    PE_DIM_THREE_MODEL
 } pe_dim;
 
 typedef enum pe_slot {
@@ -162,17 +177,22 @@ typedef enum pe_slot {
     PE_W_SHARED_GATE,
     PE_W_SHARED_UP,
     PE_W_SHARED_DOWN,
+    PE_W_SHORTCONV_IN,
+    PE_W_SHORTCONV_CONV,
+    PE_W_SHORTCONV_OUT,
     PE_W_COUNT
 } pe_slot;
 
 typedef enum pe_slot_flag {
     PE_SLOT_REQUIRED = 0,
-    PE_SLOT_OPTIONAL = 1,  // absent: the step that reads it does without
-    PE_SLOT_TIED = 2,      // absent: the token embedding serves
-    PE_SLOT_VECTOR = 4,    // read as floats: must be F32
-    PE_SLOT_STACKED = 8,   // one matrix, or row of a vector, for each expert
-    PE_SLOT_DENSE = 16,    // only in dense layers
-    PE_SLOT_EXPERTS = 32   // only in layers of experts
+    PE_SLOT_OPTIONAL = 1,    // absent: the step that reads it does without
+    PE_SLOT_TIED = 2,        // absent: the token embedding serves
+    PE_SLOT_VECTOR = 4,      // read as floats: must be F32
+    PE_SLOT_STACKED = 8,     // one matrix, or row of a vector, for each expert
+    PE_SLOT_DENSE = 16,      // only in dense layers
+    PE_SLOT_EXPERTS = 32,    // only in layers of experts
+    PE_SLOT_ATTENTION = 64,  // only in layers with keys and values
+    PE_SLOT_RECURRENT = 128  // only in layers with a state
 } pe_slot_flag;
 
 /* One weight: its GGUF name, in which a leading "blk." means one per layer
@@ -206,7 +226,8 @@ typedef enum pe_step_kind {
     PE_STEP_EXPERTS,          // x += residual_scale (weighted sum of the chosen experts of h);
                               // h stays
     PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
-    PE_STEP_SHARED            // x += residual_scale (the expert of every token, if any, of h)
+    PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h)
+    PE_STEP_SHORTCONV         // b, c, u = projections of h; h = c * causal convolution of b * u
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -220,6 +241,12 @@ typedef struct pe_step_list {
     size_t n_steps;
 } pe_step_list;
 
+/* What a recurrent layer remembers; pe_state_floats knows how much that is. */
+typedef enum pe_state_kind {
+    PE_STATE_NONE,
+    PE_STATE_SHORTCONV  // [n_conv - 1][d_model]: the convolution's last inputs, oldest first
+} pe_state_kind;
+
 typedef struct pe_arch {
     const char *name;  // general.architecture
     const pe_hparam_row *hparams;
@@ -227,6 +254,8 @@ typedef struct pe_arch {
     const pe_slot_row *slots;
     size_t n_slots;
     pe_step_list layers[PE_N_LAYER_KINDS];  // no steps: no such layers
+    pe_state_kind state;                    // of recurrent layers
+    pe_step_list recurrent[PE_N_LAYER_KINDS];
     // where metadata does not say it by layer
     uint32_t window_period;       // the last layer of each period has no window; 0: all have one
     uint32_t nope_period;         // the last layer of each period is not rotated; 0: all are
@@ -238,6 +267,7 @@ extern const pe_arch pe_arch_gemma3;
 extern const pe_arch pe_arch_gpt_oss;
 extern const pe_arch pe_arch_granite;
 extern const pe_arch pe_arch_granitemoe;
+extern const pe_arch pe_arch_lfm2;
 extern const pe_arch pe_arch_llama;
 extern const pe_arch pe_arch_mistral3;
 extern const pe_arch pe_arch_olmo2;

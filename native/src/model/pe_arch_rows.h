@@ -16,7 +16,7 @@
         PE_ROW("embedding_length", d_model, U32, ERROR, 0),                                        \
         PE_ROW("feed_forward_length", d_ff, U32, ERROR, 0),                                        \
         PE_ROW("attention.head_count", n_heads, U32, ERROR, 0),                                    \
-        PE_ROW("attention.head_count_kv", n_kv_heads, U32, HEADS, 0),                              \
+        PE_ROW("attention.head_count_kv", n_kv_heads, U32_BY_LAYER, HEADS, 0),                     \
         PE_ROW("attention.key_length", d_k, U32, HEAD_WIDTH, 0),                                   \
         PE_ROW("attention.value_length", d_v, U32, HEAD_WIDTH, 0),                                 \
         PE_ROW("attention.layer_norm_rms_epsilon", norm_eps, F32, ERROR, 0),                       \
@@ -75,21 +75,28 @@
 
 #define PE_SLOTS_ROPE PE_MAYBE(PE_W_ROPE_FREQS, "rope_freqs.weight", ROT_PAIRS), PE_SLOTS_ROPE_LONG
 
+/* In layers with keys and values. */
+#define PE_ATTN_MATRIX(slot, name, rows, cols)                                                     \
+    {slot, name ".weight", PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_ATTENTION, 0, 0}
+#define PE_ATTN_VECTOR(slot, name, cols, flags)                                                    \
+    {slot, name, PE_DIM_ONE, PE_DIM_##cols, PE_SLOT_ATTENTION | PE_SLOT_VECTOR | (flags), 0, 0}
+
 #define PE_SLOTS_ATTN_OUT                                                                          \
-    PE_MATRIX(PE_W_ATTN_OUT, "blk.attn_output", MODEL, HEADS),                                     \
-        PE_MAYBE(PE_W_ATTN_OUT_BIAS, "blk.attn_output.bias", MODEL)
+    PE_ATTN_MATRIX(PE_W_ATTN_OUT, "blk.attn_output", MODEL, HEADS),                                \
+        PE_ATTN_VECTOR(PE_W_ATTN_OUT_BIAS, "blk.attn_output.bias", MODEL, PE_SLOT_OPTIONAL)
 
 #define PE_SLOTS_ATTN                                                                              \
-    PE_MATRIX(PE_W_ATTN_Q, "blk.attn_q", Q, MODEL),                                                \
-        PE_MATRIX(PE_W_ATTN_K, "blk.attn_k", K, MODEL),                                            \
-        PE_MATRIX(PE_W_ATTN_V, "blk.attn_v", V, MODEL),                                            \
-        PE_MAYBE(PE_W_ATTN_Q_BIAS, "blk.attn_q.bias", Q),                                          \
-        PE_MAYBE(PE_W_ATTN_K_BIAS, "blk.attn_k.bias", K),                                          \
-        PE_MAYBE(PE_W_ATTN_V_BIAS, "blk.attn_v.bias", V), PE_SLOTS_ATTN_OUT
+    PE_ATTN_MATRIX(PE_W_ATTN_Q, "blk.attn_q", Q, MODEL),                                           \
+        PE_ATTN_MATRIX(PE_W_ATTN_K, "blk.attn_k", K, MODEL),                                       \
+        PE_ATTN_MATRIX(PE_W_ATTN_V, "blk.attn_v", V, MODEL),                                       \
+        PE_ATTN_VECTOR(PE_W_ATTN_Q_BIAS, "blk.attn_q.bias", Q, PE_SLOT_OPTIONAL),                  \
+        PE_ATTN_VECTOR(PE_W_ATTN_K_BIAS, "blk.attn_k.bias", K, PE_SLOT_OPTIONAL),                  \
+        PE_ATTN_VECTOR(PE_W_ATTN_V_BIAS, "blk.attn_v.bias", V, PE_SLOT_OPTIONAL),                  \
+        PE_SLOTS_ATTN_OUT
 
 #define PE_SLOTS_NORM_HEADS                                                                        \
-    PE_VECTOR(PE_W_ATTN_Q_NORM, "blk.attn_q_norm.weight", HEAD),                                   \
-        PE_VECTOR(PE_W_ATTN_K_NORM, "blk.attn_k_norm.weight", HEAD)
+    PE_ATTN_VECTOR(PE_W_ATTN_Q_NORM, "blk.attn_q_norm.weight", HEAD, 0),                           \
+        PE_ATTN_VECTOR(PE_W_ATTN_K_NORM, "blk.attn_k_norm.weight", HEAD, 0)
 
 #define PE_SLOTS_PRE_NORMS                                                                         \
     PE_VECTOR(PE_W_ATTN_NORM, "blk.attn_norm.weight", MODEL),                                      \
@@ -142,6 +149,10 @@
     PE_EXPERT_MATRIX(PE_W_SHARED_GATE, "blk.ffn_gate_shexp", SHARED, MODEL),                       \
         PE_EXPERT_MATRIX(PE_W_SHARED_UP, "blk.ffn_up_shexp", SHARED, MODEL),                       \
         PE_EXPERT_MATRIX(PE_W_SHARED_DOWN, "blk.ffn_down_shexp", MODEL, SHARED)
+
+/* In layers with a state. */
+#define PE_RECURRENT(slot, name, rows, cols, flags)                                                \
+    {slot, name, PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_RECURRENT | (flags), 0, 0}
 
 /* ---- steps ------------------------------------------------------------ */
 

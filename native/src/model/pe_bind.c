@@ -8,6 +8,9 @@
 
 #define NAME_BYTES 128
 
+/* Far from overflow when counted in bytes. */
+#define MAX_STATE_FLOATS ((uint64_t)1 << 36)
+
 /* ---- architecture ----------------------------------------------------- */
 
 static pe_status find_arch(const pe_arch **out, const pe_file *file, pe_error *err) {
@@ -93,14 +96,17 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     case PE_DIM_EXPERTS: return hp->n_experts;
     case PE_DIM_EXPERT: return hp->d_expert;
     case PE_DIM_SHARED: return hp->d_shared;
+    case PE_DIM_CONV: return hp->n_conv;
+    case PE_DIM_THREE_MODEL: return 3 * (uint64_t)hp->d_model;
     }
     return 0;
 }
 
-/* Whether a layer of this kind has the weight. */
-static bool is_in_layer(const pe_slot_row *row, pe_layer_kind kind) {
-    const uint32_t only = row->flags & (PE_SLOT_DENSE | PE_SLOT_EXPERTS);
-    return only == 0 || only == (kind == PE_LAYER_DENSE ? PE_SLOT_DENSE : PE_SLOT_EXPERTS);
+/* Whether a layer has the weight. */
+static bool is_in_layer(const pe_slot_row *row, const pe_layer_hparams *layer) {
+    const uint32_t absent = (layer->kind == PE_LAYER_DENSE ? PE_SLOT_EXPERTS : PE_SLOT_DENSE) |
+                            (layer->is_recurrent ? PE_SLOT_ATTENTION : PE_SLOT_RECURRENT);
+    return (row->flags & absent) == 0;
 }
 
 /* The shape that the tensor of a slot has, columns first. */
@@ -226,7 +232,7 @@ static bool is_known(const pe_model *model, const pe_tensor_info *tensor) {
         uint32_t layer;
         char canonical[16];
         if (sscanf(number, "%u", &layer) == 1 && layer < model->hparams.n_layers &&
-            is_in_layer(row, model->layer_hparams[layer].kind)) {
+            is_in_layer(row, &model->layer_hparams[layer])) {
             snprintf(canonical, sizeof canonical, "%u", layer);
             if (strcmp(canonical, number) == 0) {
                 return true;
@@ -262,7 +268,7 @@ static pe_status bind_weights(pe_model *model, const pe_file *file, pe_error *er
             continue;
         }
         for (uint32_t layer = 0; layer < model->hparams.n_layers; layer++) {
-            if (is_in_layer(row, model->layer_hparams[layer].kind)) {
+            if (is_in_layer(row, &model->layer_hparams[layer])) {
                 bind_weight(&b, &model->layers[layer][row->slot], row, layer);
             }
         }
@@ -321,6 +327,32 @@ static pe_status check_angles(const pe_model *model, const pe_file *file, pe_err
 
 /* ---- the whole -------------------------------------------------------- */
 
+/* What layers have of their own, and where their keys and values or states lie. */
+static pe_status read_layers(pe_model *model, const pe_file *file, pe_error *err) {
+    const pe_hparams *hp = &model->hparams;
+    const uint64_t per_line = PE_CACHE_LINE / sizeof(float);
+    const uint64_t n_floats = pe_hparams_state_floats(hp, model->arch->state);
+    for (uint32_t i = 0; i < hp->n_layers; i++) {
+        pe_layer_hparams *layer = &model->layer_hparams[i];
+        PE_TRY(pe_hparams_read_layer(layer, hp, i, model->arch, file, err));
+        if (!layer->is_recurrent) {
+            layer->kv_layer = model->n_kv_layers++;
+            continue;
+        }
+        layer->state_first = model->state_floats;
+        // At least a line, so that a model with recurrent layers has a state.
+        const uint64_t n_lines = PE_MAX(pe_ceil_div(n_floats, per_line), 1u);
+        if (!pe_add_u64(&model->state_floats, model->state_floats, n_lines * per_line) ||
+            model->state_floats > MAX_STATE_FLOATS) {
+            return pe_fail(err, PE_ERR_FORMAT,
+                           "%s: recurrent layers: expected states of at most 2^36 numbers together,"
+                           " found %" PRIu64 " in each of the first %u",
+                           pe_file_path(file), n_floats, i + 1);
+        }
+    }
+    return PE_OK;
+}
+
 static pe_status bind(pe_model *model, const pe_file *file, pe_error *err) {
     PE_TRY(find_arch(&model->arch, file, err));
     pe_hparams *hp = &model->hparams;
@@ -332,9 +364,7 @@ static pe_status bind(pe_model *model, const pe_file *file, pe_error *err) {
         return pe_fail(err, PE_ERR_NOMEM, "%s: no memory for %u layers", pe_file_path(file),
                        hp->n_layers);
     }
-    for (uint32_t i = 0; i < hp->n_layers; i++) {
-        PE_TRY(pe_hparams_read_layer(&model->layer_hparams[i], hp, i, model->arch, file, err));
-    }
+    PE_TRY(read_layers(model, file, err));
     PE_TRY(bind_weights(model, file, err));
     return check_angles(model, file, err);
 }

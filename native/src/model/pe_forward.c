@@ -42,11 +42,15 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_EXPERTS: pe_step_experts(p); break;
     case PE_STEP_EXPERTS_CLAMPED: pe_step_experts_clamped(p); break;
     case PE_STEP_SHARED: pe_step_shared(p); break;
+    case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
     }
 }
 
 static void run_layer(pe_pass *p) {
-    const pe_step_list *list = &p->model->arch->layers[pe_pass_layer(p)->kind];
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    const pe_arch *arch = p->model->arch;
+    const pe_step_list *list =
+        layer->is_recurrent ? &arch->recurrent[layer->kind] : &arch->layers[layer->kind];
     for (size_t i = 0; i < list->n_steps && p->s->n_tokens > 0; i++) {
         run_step(p, &list->steps[i]);
     }

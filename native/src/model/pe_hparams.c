@@ -29,6 +29,27 @@ static float attn_scale(const pe_hparams *hp, float n_layers) {
     return 1.0f / sqrtf((float)width);
 }
 
+/* A number, or the largest of one for each layer. */
+static pe_status read_by_layer(uint32_t *out, const pe_meta *meta, uint32_t n_layers,
+                               const pe_file *file, pe_error *err) {
+    if (meta->type != PE_META_ARRAY) {
+        return pe_meta_get_u32(out, meta, err);
+    }
+    *out = 0;
+    for (uint64_t i = 0; i < PE_MAX((uint64_t)n_layers, meta->n_items); i++) {
+        uint32_t value;
+        if (i >= n_layers || !pe_meta_u32_at(&value, meta, i)) {
+            return pe_fail(err, PE_ERR_FORMAT,
+                           "%s: %.*s: expected a 32-bit number for each of %u layers, found an"
+                           " array of %" PRIu64 " items",
+                           pe_file_path(file), PE_QUOTE(meta->key, meta->key_bytes), n_layers,
+                           meta->n_items);
+        }
+        *out = PE_MAX(*out, value);
+    }
+    return PE_OK;
+}
+
 static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arch *arch,
                           const pe_file *file, pe_error *err) {
     void *field = (uint8_t *)hp + row->field;
@@ -38,6 +59,7 @@ static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arc
         case PE_HPARAM_U32: return pe_meta_get_u32(field, meta, err);
         case PE_HPARAM_BOOL: return pe_meta_get_bool(field, meta, err);
         case PE_HPARAM_F32: return pe_meta_get_f32(field, meta, err);
+        case PE_HPARAM_U32_BY_LAYER: return read_by_layer(field, meta, hp->n_layers, file, err);
         }
     }
     uint32_t u32 = (uint32_t)row->value;
@@ -148,6 +170,31 @@ static pe_status check_experts(const pe_hparams *hp, const pe_arch *arch, const 
     return PE_OK;
 }
 
+uint64_t pe_hparams_state_floats(const pe_hparams *hp, pe_state_kind kind) {
+    switch (kind) {
+    case PE_STATE_NONE: return 0;
+    case PE_STATE_SHORTCONV: return (uint64_t)(hp->n_conv - 1) * hp->d_model;
+    }
+    return 0;
+}
+
+uint64_t pe_hparams_mix_width(const pe_hparams *hp, pe_state_kind kind) {
+    switch (kind) {
+    case PE_STATE_NONE: return 0;
+    case PE_STATE_SHORTCONV: return 3 * (uint64_t)hp->d_model;
+    }
+    return 0;
+}
+
+/* Widths are bounded so that no product of them overflows. */
+static pe_status check_state(const pe_hparams *hp, pe_state_kind kind, const pe_file *file,
+                             pe_error *err) {
+    if (kind != PE_STATE_NONE) {
+        PE_TRY(in_range("tokens of the convolution", hp->n_conv, 1, PE_MAX_CONV, file, err));
+    }
+    return PE_OK;
+}
+
 static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
                                pe_error *err) {
     pe_file_info info;
@@ -170,6 +217,7 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
     PE_TRY(in_range("local rope base", (double)hp->rope_base_local, least_base, 1e30, file, err));
     PE_TRY(check_scales(hp, file, err));
     PE_TRY(check_experts(hp, arch, file, err));
+    PE_TRY(check_state(hp, arch->state, file, err));
     if (hp->n_heads % hp->n_kv_heads != 0) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: heads: expected a multiple of the %u KV heads, found %u",
@@ -206,6 +254,24 @@ static pe_status read_flag(bool *out, const pe_meta *meta, uint32_t period, uint
     return PE_OK;
 }
 
+/* Whether a layer has a state: those without KV heads, where the architecture has such. */
+static pe_status read_recurrent(bool *out, const pe_hparams *hp, uint32_t layer,
+                                const pe_arch *arch, const pe_file *file, pe_error *err) {
+    const pe_meta *meta = find_hparam(file, arch, "attention.head_count_kv");
+    uint32_t n_kv_heads = hp->n_kv_heads;
+    if (meta != NULL && meta->type == PE_META_ARRAY) {
+        pe_meta_u32_at(&n_kv_heads, meta, layer);  // it is there: read_by_layer has seen it
+    }
+    *out = n_kv_heads == 0 && arch->state != PE_STATE_NONE;
+    if (n_kv_heads != hp->n_kv_heads && !*out) {
+        return pe_fail(err, PE_ERR_UNSUPPORTED,
+                       "%s: %s.attention.head_count_kv: expected the same number for all layers"
+                       " with attention, found %u and, for layer %u, %u",
+                       pe_file_path(file), arch->name, hp->n_kv_heads, layer, n_kv_heads);
+    }
+    return PE_OK;
+}
+
 pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uint32_t layer,
                                 const pe_arch *arch, const pe_file *file, pe_error *err) {
     const pe_meta *windows = find_hparam(file, arch, "attention.sliding_window_pattern");
@@ -218,7 +284,10 @@ pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uin
     if (hp->has_rope != 0) {
         PE_TRY(read_flag(&is_rotated, rotated, arch->nope_period, layer, file, err));
     }
+    bool is_recurrent;
+    PE_TRY(read_recurrent(&is_recurrent, hp, layer, arch, file, err));
     *out = (pe_layer_hparams){
+        .is_recurrent = is_recurrent,
         .kind = hp->n_experts > 0 ? PE_LAYER_EXPERTS : PE_LAYER_DENSE,
         .rope = !is_rotated   ? PE_ROPE_NONE
                 : is_windowed ? PE_ROPE_LOCAL

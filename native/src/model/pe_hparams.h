@@ -13,7 +13,13 @@
  *          expected, found */
 pe_status pe_hparams_read(pe_hparams *out, const pe_arch *arch, const pe_file *file, pe_error *err);
 
-/* What one layer has of its own. */
+/* Floats that a recurrent layer of this kind remembers. */
+uint64_t pe_hparams_state_floats(const pe_hparams *hp, pe_state_kind kind);
+
+/* Width of what such a layer projects its input to. */
+uint64_t pe_hparams_mix_width(const pe_hparams *hp, pe_state_kind kind);
+
+/* What one layer has of its own; its places among others are left alone. */
 pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uint32_t layer,
                                 const pe_arch *arch, const pe_file *file, pe_error *err);
 

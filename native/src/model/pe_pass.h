@@ -61,6 +61,10 @@ void pe_step_residual(pe_pass *p);
 void pe_step_norm(pe_pass *p, const pe_step *step, const float *in, float *out);
 void pe_step_project(pe_pass *p, const pe_step *step);
 void pe_step_add(pe_pass *p);
+/* In the last layer, once keys, values and states have taken all tokens, those whose logits
+ * nobody wants are done: the others move together, and so do their n_k values. Each is
+ * computed by itself, so this changes no bit. */
+void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k);
 
 /* ---- pe_step_attend.c ---- */
 
@@ -77,6 +81,10 @@ void pe_step_geglu(pe_pass *p);
 void pe_step_shared(pe_pass *p);
 void pe_step_experts(pe_pass *p);
 void pe_step_experts_clamped(pe_pass *p);
+
+/* ---- pe_step_shortconv.c ---- */
+
+void pe_step_shortconv(pe_pass *p);
 
 /* ---- pe_head.c ---- */
 

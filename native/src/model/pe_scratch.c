@@ -3,6 +3,7 @@
 #include <inttypes.h>
 
 #include "pe_angles.h"
+#include "pe_hparams.h"
 #include "pe_mem.h"
 
 /* Takes one array of the scratch and counts its bytes; NULL once anything failed. */
@@ -63,6 +64,10 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     s->attend.n_floats = pe_attend_room_floats(hp->d_k, hp->d_v);
     s->attend.floats = take(s, n_threads, s->attend.n_floats * sizeof(float), &ok);
     s->attend.tiles = take(s, n, sizeof *s->attend.tiles, &ok);
+    if (model->state_floats > 0) {
+        s->spans = take(s, n, sizeof *s->spans, &ok);
+        s->mix = take(s, n * pe_hparams_mix_width(hp, model->arch->state), sizeof(float), &ok);
+    }
     if (hp->n_experts > 0) {
         take_experts(s, hp, &ok);
     }
@@ -97,6 +102,8 @@ void pe_scratch_free(pe_scratch *scratch) {
                             scratch->q8,
                             scratch->attend.floats,
                             scratch->attend.tiles,
+                            scratch->spans,
+                            scratch->mix,
                             scratch->routes.experts,
                             scratch->routes.weights,
                             scratch->routes.rows,

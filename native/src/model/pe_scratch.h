@@ -5,6 +5,7 @@
 #include "pe_attend.h"
 #include "pe_bind.h"
 #include "pe_experts.h"
+#include "pe_state.h"
 
 /* One token of a batch. */
 typedef struct pe_token {
@@ -32,6 +33,10 @@ typedef struct pe_scratch {
     float *up;         // [n_batch][wider of d_ff and d_model]
     pe_act_block *q8;  // of the current value
     pe_attend_room attend;
+    // only where layers are recurrent
+    pe_span *spans;    // [n_batch], all tokens of the batch in order
+    uint32_t n_spans;  // in the batch now
+    float *mix;        // [n_batch][d_mix], what a recurrent layer projects its input to
     // only where there are experts
     pe_routes routes;
     float *router_logits;  // [n_batch][n_experts]

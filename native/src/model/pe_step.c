@@ -46,3 +46,25 @@ static void add_token(void *arg, uint32_t i_token, uint32_t i_thread) {
 void pe_step_add(pe_pass *p) {
     pe_pass_for_tokens(p, add_token);
 }
+
+void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k) {
+    const uint64_t d_model = p->model->hparams.d_model;
+    pe_scratch *s = p->s;
+    if (p->layer + 1 < p->model->hparams.n_layers) {
+        return;
+    }
+    uint32_t n_kept = 0;
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        if (s->tokens[i].logits == NULL) {
+            continue;
+        }
+        if (n_kept < i) {
+            s->tokens[n_kept] = s->tokens[i];
+            s->places[n_kept] = s->places[i];
+            memcpy(values + n_kept * n_k, values + i * n_k, n_k * sizeof *values);
+            memcpy(s->x + n_kept * d_model, s->x + i * d_model, d_model * sizeof *s->x);
+        }
+        n_kept++;
+    }
+    s->n_tokens = n_kept;
+}

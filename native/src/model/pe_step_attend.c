@@ -58,7 +58,7 @@ static void store_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     const pe_pass *p = arg;
     const pe_hparams *hp = &p->model->hparams;
     const pe_place *place = &p->s->places[i_token];
-    pe_kv_store(p->kv, place->table, p->layer, place->position, k_of(p, i_token),
+    pe_kv_store(p->kv, place->table, pe_pass_layer(p)->kv_layer, place->position, k_of(p, i_token),
                 p->s->v + (uint64_t)i_token * hp->n_kv_heads * hp->d_v);
 }
 
@@ -88,35 +88,10 @@ void pe_step_temper(pe_pass *p) {
     }
 }
 
-/* In the last layer, once keys and values are stored, tokens whose logits nobody wants are
- * done: the others move together. Each is computed by itself, so this changes no bit. */
-static void drop_unwanted(pe_pass *p) {
-    const pe_hparams *hp = &p->model->hparams;
-    const uint64_t q_width = (uint64_t)hp->n_heads * hp->d_k;
-    pe_scratch *s = p->s;
-    uint32_t n_kept = 0;
-    for (uint32_t i = 0; i < s->n_tokens; i++) {
-        if (s->tokens[i].logits == NULL) {
-            continue;
-        }
-        if (n_kept < i) {
-            s->tokens[n_kept] = s->tokens[i];
-            s->places[n_kept] = s->places[i];
-            memcpy(s->q + n_kept * q_width, s->q + i * q_width, q_width * sizeof *s->q);
-            memcpy(s->x + (uint64_t)n_kept * hp->d_model, s->x + (uint64_t)i * hp->d_model,
-                   hp->d_model * sizeof *s->x);
-        }
-        n_kept++;
-    }
-    s->n_tokens = n_kept;
-}
-
 void pe_step_attend(pe_pass *p, const pe_step *step) {
     const pe_hparams *hp = &p->model->hparams;
     pe_pass_for_tokens(p, store_token);
-    if (p->layer + 1 == hp->n_layers) {
-        drop_unwanted(p);
-    }
+    pe_step_drop_unwanted(p, p->s->q, (uint64_t)hp->n_heads * hp->d_k);
     const pe_queries queries = {.q = p->s->q,
                                 .places = p->s->places,
                                 .n_tokens = p->s->n_tokens,
@@ -125,6 +100,6 @@ void pe_step_attend(pe_pass *p, const pe_step *step) {
                                 .scale = hp->attn_scale,
                                 .softcap = hp->attn_softcap,
                                 .sinks = pe_pass_weight(p, step->weight)->data};
-    pe_attend(p->ops, p->kv, p->layer, p->s->h, &queries, &p->s->attend);
+    pe_attend(p->ops, p->kv, pe_pass_layer(p)->kv_layer, p->s->h, &queries, &p->s->attend);
     pe_pass_set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * hp->d_v);
 }
