@@ -16,7 +16,7 @@ from converters._encode import TensorType
 from converters._family import Rule
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
 from converters._mapping import Mapped, ModelMapping, pair_rows
-from converters._source import Array
+from converters._source import Array, Floats
 from converters._summary import Fallback, Summary
 from converters._tokenizer_fields import tokenizer_fields
 from pyengine._errors import ArgumentError, ConversionError, ModelFileError
@@ -27,6 +27,8 @@ _PIECE_BYTES = 8 << 20
 # Where an error of 4 bits costs most: every token's vector, and every logit.
 _KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
 _QUANTIZATION_VERSION = 2
+# Matrices that are read as floats, or so small that they had better be.
+_FLOATS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight")
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,7 @@ def _choose_types(
 
 
 def _is_float(item: Mapped) -> bool:
-    """Whether a tensor is read as floats, or is so small that it had better be."""
-    return (
-        len(item.shape) == 1
-        or item.target.endswith(".bias")
-        or item.target.endswith(".ffn_gate_inp.weight")
-    )
+    return len(item.shape) == 1 or item.target.endswith((".bias", *_FLOATS))
 
 
 def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
@@ -187,13 +184,25 @@ def _row_pieces(
         step = max(step - step % mapped.head_rows, mapped.head_rows)
     where = f"{source} in {checkpoint.file_of(source)}"
     begin = rule.cut[0] * rows
-    for first in range(0, rows, step):
-        piece = checkpoint.read_rows(source, begin + first, begin + min(first + step, rows))
-        if mapped.head_rows:
-            piece = pair_rows(piece, mapped.head_rows)
-        if rule.shift:
-            piece += np.float32(rule.shift)
-        yield _encode.encode(piece, kind, where)
+    for first, last in mapped.order.rows or ((begin, begin + rows),):
+        for at in range(first, last, step):
+            piece = checkpoint.read_rows(source, at, min(at + step, last))
+            yield _encode.encode(_changed(piece, mapped, rule), kind, where)
+
+
+def _changed(piece: Floats, mapped: Mapped, rule: Rule) -> Floats:
+    """What becomes of whole rows."""
+    if mapped.head_rows:
+        piece = pair_rows(piece, mapped.head_rows)
+    if rule.stored:
+        piece = piece.reshape(-1, *mapped.shape[1:])
+    if mapped.order.columns:
+        piece = np.concatenate([piece[:, a:b] for a, b in mapped.order.columns], axis=1)
+    if rule.negated_exp:
+        piece = -np.exp(piece)
+    if rule.shift:
+        piece += np.float32(rule.shift)
+    return piece
 
 
 def _expert_pieces(

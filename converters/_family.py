@@ -29,6 +29,11 @@ class Rule:
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
+        only: Which layers have it, where layers are of two kinds; "" for all.
+        stored: The stored shape, where it is another one; names as in `shape`.
+        order: How the stored rows, or columns, change places: a name in `converters._delta_rows`.
+        negated_exp: Whether the values are the logarithms of what is to be subtracted.
+        or_stacked: The stored name and cut where one tensor has all experts instead.
     """
 
     source: str
@@ -43,6 +48,11 @@ class Rule:
     cut: tuple[int, int] = (0, 1)
     alternates: bool = False
     transposed: bool = False
+    only: Literal["", "attention", "recurrent"] = ""
+    stored: tuple[str, ...] = ()
+    order: str = ""
+    negated_exp: bool = False
+    or_stacked: tuple[str, tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,9 @@ class Family:
         fixed: Keys that must have one of these values.
         expert_width: The config key of an expert's inner width, "" where there are no experts.
         quantized: Values of quant_method that are read as they are.
+        hybrid: Whether layers of linear attention (gated delta rule) stand among the others.
+        rope_sections: How rotated pairs are shared out to a picture's axes, where nothing is said;
+            () for families without such axes.
     """
 
     model_type: str
@@ -162,6 +175,8 @@ class Family:
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: MappingProxyType({}))
     expert_width: str = ""
     quantized: tuple[str, ...] = ()
+    hybrid: bool = False
+    rope_sections: tuple[int, ...] = ()
 
 
 ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")

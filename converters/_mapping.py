@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converters._config import Config
+from converters._delta_rows import AS_STORED, NO_DELTA, ORDERS, DeltaShape, Order
 from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRAPPERS
 from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
@@ -36,6 +37,7 @@ class Shape:
     experts: int = 0
     expert_width: int = 0
     shared_width: int = 0
+    delta: DeltaShape = NO_DELTA
 
     @property
     def q_width(self) -> int:
@@ -57,6 +59,21 @@ class Shape:
         """Rows of gate and up in one tensor."""
         return 2 * self.ffn_width
 
+    @property
+    def two_q_width(self) -> int:
+        """Rows of the query projection, with a gate behind each head."""
+        return 2 * self.q_width
+
+    @property
+    def one(self) -> int:
+        return 1
+
+    def size(self, name: str) -> int:
+        """A size by its name; those of linear attention begin with "delta."."""
+        part, _, inner = name.rpartition(".")
+        size: int = getattr(getattr(self, part) if part else self, inner)
+        return size
+
 
 @dataclass(frozen=True)
 class Mapped:
@@ -70,6 +87,7 @@ class Mapped:
         head_rows: Rows of one head if the rows are re-ordered, else 0.
         rule: How values become rows.
         packed: The source is MXFP4: blocks and, beside them, scales.
+        order: Which stored rows and columns follow each other.
         data: Computed values.
     """
 
@@ -79,6 +97,7 @@ class Mapped:
     head_rows: int = 0
     rule: Rule | None = None
     packed: bool = False
+    order: Order = AS_STORED
     data: Floats | None = None
 
 
@@ -150,12 +169,13 @@ class ModelMapping:
         self.shape = Shape(
             layers=config.integer("num_hidden_layers"),
             width=width,
-            ffn_width=config.integer("intermediate_size"),
+            ffn_width=self._ffn_width(),
             heads=heads,
             kv_heads=config.integer("num_key_value_heads", heads),
             head_width=config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
+            delta=DeltaShape.read(config) if self.family.hybrid else NO_DELTA,
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -170,8 +190,15 @@ class ModelMapping:
         self._epsilon = config.number("rms_norm_eps", 1e-6)
         self.tied = config.flag("tie_word_embeddings", False)
         self._rope = Rope(config, self.family, self.shape.head_width)
+        self._recurrent = self._read_recurrent()
         self._rotated = self._read_rotated()
         self._window, self._windowed = self._read_windows()
+
+    def _ffn_width(self) -> int:
+        """Inner width of a dense layer; 0 where experts have one of their own and it is absent."""
+        only_experts = self.family.expert_width not in ("", "intermediate_size")
+        absent = self._config.values.get("intermediate_size") is None
+        return 0 if only_experts and absent else self._config.integer("intermediate_size")
 
     def _expert_sizes(self) -> dict[str, int]:
         config, key = self._config, self.family.expert_width
@@ -183,11 +210,12 @@ class ModelMapping:
         experts = config.integer(count)
         if self._n_used > experts:
             raise config.fail("num_experts_per_tok", f"at most the {experts} experts")
-        shared = config.values.get("shared_intermediate_size")
+        keys = ("shared_intermediate_size", "shared_expert_intermediate_size")
+        shared = next((k for k in keys if config.values.get(k)), None)
         return {
             "experts": experts,
             "expert_width": config.integer(key),
-            "shared_width": config.integer("shared_intermediate_size") if shared else 0,
+            "shared_width": config.integer(shared) if shared else 0,
         }
 
     # ---- metadata
@@ -202,7 +230,8 @@ class ModelMapping:
         yield Field("block_count", "u32", shape.layers)
         yield Field("context_length", "u32", self.context)
         yield Field("embedding_length", "u32", shape.width)
-        yield Field("feed_forward_length", "u32", shape.ffn_width)
+        if shape.ffn_width:
+            yield Field("feed_forward_length", "u32", shape.ffn_width)
         yield Field("attention.head_count", "u32", shape.heads)
         yield Field("attention.head_count_kv", "u32", shape.kv_heads)
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
@@ -218,6 +247,12 @@ class ModelMapping:
         yield from self._window_fields()
         yield from self._rotation_fields()
         yield from self._scale_fields()
+        if self.family.hybrid:
+            yield from shape.delta.fields()
+            yield Field("attention.recurrent_layers", "bool", self._recurrent)
+            period = self._config.integer("full_attention_interval", 4)
+            if self._recurrent == [(i + 1) % period != 0 for i in range(shape.layers)]:
+                yield Field("full_attention_interval", "u32", period)
 
     def _extra_fields(self) -> Iterator[Field]:
         for extra in self.family.extras:
@@ -297,6 +332,24 @@ class ModelMapping:
         period = self._config.integer("no_rope_layer_interval")
         return [(i + 1) % period != 0 for i in range(n)]
 
+    def _read_recurrent(self) -> list[bool]:
+        """Which layers have linear attention."""
+        n = self.shape.layers
+        if not self.family.hybrid:
+            return [False] * n
+        known = {"linear_attention": True, "full_attention": False}
+        stated = self._config.values.get("layer_types")
+        if stated is None:
+            period = self._config.integer("full_attention_interval", 4)
+            return [(i + 1) % period != 0 for i in range(n)]
+        if (
+            not isinstance(stated, list)
+            or len(stated) != n
+            or not all(isinstance(kind, str) and kind in known for kind in stated)
+        ):
+            raise self._config.fail("layer_types", f"{n} times {' or '.join(known)}")
+        return [known[kind] for kind in stated]
+
     def _rotation_fields(self) -> Iterator[Field]:
         period = self.family.rotated_period
         implied = [period == 0 or (i + 1) % period != 0 for i in range(self.shape.layers)]
@@ -349,7 +402,10 @@ class ModelMapping:
         stored: Mapping[str, TensorEntry],
         used: set[str],
     ) -> Mapped:
-        dims: tuple[int, ...] = tuple(getattr(self.shape, name) for name in rule.shape)
+        if rule.or_stacked and rule.or_stacked[0].format(layer) in names:
+            source, cut = rule.or_stacked
+            rule = replace(rule, source=source, suffix="", experts="stacked", cut=cut)
+        dims = tuple(self.shape.size(name) for name in rule.shape)
         n_sources = self.shape.experts if rule.experts == "each" else 1
         sources = [rule.source.format(layer, i) + rule.suffix for i in range(n_sources)]
         packed = rule.experts == "stacked" and f"{sources[0]}_blocks" in names
@@ -370,10 +426,13 @@ class ModelMapping:
             self.shape.head_width if rule.heads and self.family.paired else 0,
             rule,
             packed,
+            ORDERS[rule.order](self.shape.delta) if rule.order else AS_STORED,
         )
 
     def _stored_shape(self, rule: Rule, dims: tuple[int, ...]) -> tuple[int, ...]:
         """What a checkpoint's tensor has, slowest dimension first."""
+        if rule.stored:
+            return tuple(self.shape.size(name) for name in rule.stored)
         outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
         rows, *columns = inner
         whole = (rows * rule.cut[1], *columns)
@@ -397,6 +456,8 @@ class ModelMapping:
         for layer in range(self.shape.layers):
             for rule in self.family.layer:
                 if "shared_width" in rule.shape and not self.shape.shared_width:
+                    continue
+                if rule.only and (rule.only == "recurrent") != self._recurrent[layer]:
                     continue
                 yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):

@@ -45,8 +45,12 @@ Windows: any list of windowed layers. Pages before a window are skipped but kept
 Experts: softmax over the chosen ones or over all, biases, a clamped gate, an expert that sees
 every token. In a decode step only the chosen experts' bytes are read.
 
-What is not supported is refused, at convert or at open, with a message that names it: recurrent
-and hybrid layers, multi-head latent attention, Gemma's bidirectional attention, dense layers
+Linear attention by the gated delta rule: token by token in one order, never in chunks, so that a
+prompt gives the bits that its tokens give one by one. Layers that predict further tokens (MTP) are
+left out, of checkpoints and of files.
+
+What is not supported is refused, at convert or at open, with a message that names it: layers with
+a state of other kinds, multi-head latent attention, Gemma's bidirectional attention, dense layers
 among experts, images.
 """
 

@@ -59,7 +59,12 @@ typedef struct pe_hparams {
     uint32_t d_shared;            // of the expert that every token goes through; 0: none
     uint32_t experts_are_normed;  // weights of the chosen ones sum to 1
     // layers with a state
-    uint32_t n_conv;  // tokens that a causal convolution sees, its own included
+    uint32_t n_conv;           // tokens that a causal convolution sees, its own included
+    uint32_t n_delta_k_heads;  // of the gated delta rule, for queries as well
+    uint32_t n_delta_v_heads;  // a multiple of them
+    uint32_t d_delta_k;        // width of a query or key head
+    uint32_t d_delta_values;   // of all value heads
+    uint32_t n_predictors;     // layers behind the last that predict further tokens: left out
 } pe_hparams;
 
 /* What differs from layer to layer. */
@@ -94,6 +99,7 @@ typedef enum pe_hparam_absent {
     PE_ABSENT_HEAD_WIDTH,  // d_model / n_heads
     PE_ABSENT_D_K,         // d_k
     PE_ABSENT_D_FF,        // d_ff
+    PE_ABSENT_EXPERT_FF,   // expert_feed_forward_length, which must then be there
     PE_ABSENT_CTX,         // n_ctx_train
     PE_ABSENT_ROPE_BASE,   // rope_base
     PE_ABSENT_ROOT_WIDTH,  // sqrt(d_model)
@@ -132,7 +138,13 @@ typedef enum pe_dim {
     PE_DIM_EXPERT,     // d_expert
     PE_DIM_SHARED,     // d_shared
     PE_DIM_CONV,       // n_conv
-    PE_DIM_THREE_MODEL
+    PE_DIM_THREE_MODEL,
+    PE_DIM_TWO_Q,           // queries, each head with a gate behind it
+    PE_DIM_DELTA_CHANNELS,  // queries, keys and values of the gated delta rule
+    PE_DIM_DELTA_VALUES,    // d_delta_values
+    PE_DIM_DELTA_V,         // of one head
+    PE_DIM_DELTA_HEADS,     // n_delta_v_heads
+    PE_DIM_TWO_DELTA_HEADS
 } pe_dim;
 
 typedef enum pe_slot {
@@ -180,6 +192,17 @@ typedef enum pe_slot {
     PE_W_SHORTCONV_IN,
     PE_W_SHORTCONV_CONV,
     PE_W_SHORTCONV_OUT,
+    PE_W_SHARED_SWITCH,
+    PE_W_DELTA_QKV,
+    PE_W_DELTA_GATE,
+    PE_W_DELTA_BETA,
+    PE_W_DELTA_ALPHA,
+    PE_W_DELTA_BETA_ALPHA,
+    PE_W_DELTA_CONV,
+    PE_W_DELTA_STEP_BIAS,
+    PE_W_DELTA_RATE,
+    PE_W_DELTA_NORM,
+    PE_W_DELTA_OUT,
     PE_W_COUNT
 } pe_slot;
 
@@ -226,8 +249,12 @@ typedef enum pe_step_kind {
     PE_STEP_EXPERTS,          // x += residual_scale (weighted sum of the chosen experts of h);
                               // h stays
     PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
-    PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h)
-    PE_STEP_SHORTCONV         // b, c, u = projections of h; h = c * causal convolution of b * u
+    PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h),
+                              // times the sigmoid of its switch, if that is there
+    PE_STEP_SHORTCONV,        // b, c, u = projections of h; h = c * causal convolution of b * u
+    PE_STEP_QKV_GATED,        // as QKV, and a gate behind each head's query
+    PE_STEP_GATE_HEADS,       // h = sigmoid(those gates) * h
+    PE_STEP_DELTA             // h = normed and gated output of a layer of the gated delta rule
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -244,7 +271,8 @@ typedef struct pe_step_list {
 /* What a recurrent layer remembers; pe_state_floats knows how much that is. */
 typedef enum pe_state_kind {
     PE_STATE_NONE,
-    PE_STATE_SHORTCONV  // [n_conv - 1][d_model]: the convolution's last inputs, oldest first
+    PE_STATE_SHORTCONV,  // [n_conv - 1][d_model]: the convolution's last inputs, oldest first
+    PE_STATE_DELTA       // such inputs, and for each value head a matrix [d_delta_k][values]
 } pe_state_kind;
 
 typedef struct pe_arch {
@@ -260,6 +288,9 @@ typedef struct pe_arch {
     uint32_t window_period;       // the last layer of each period has no window; 0: all have one
     uint32_t nope_period;         // the last layer of each period is not rotated; 0: all are
     bool local_rope_is_unscaled;  // in windowed layers
+    bool queries_are_gated;       // each head of them has a gate behind it
+    bool delta_heads_alternate;   // value head i goes with key head i modulo their number, not
+                                  // with its neighbours to one
 } pe_arch;
 
 extern const pe_arch pe_arch_gemma2;
@@ -274,7 +305,10 @@ extern const pe_arch pe_arch_olmo2;
 extern const pe_arch pe_arch_phi3;
 extern const pe_arch pe_arch_qwen2;
 extern const pe_arch pe_arch_qwen3;
+extern const pe_arch pe_arch_qwen35;
+extern const pe_arch pe_arch_qwen35moe;
 extern const pe_arch pe_arch_qwen3moe;
+extern const pe_arch pe_arch_qwen3next;
 extern const pe_arch pe_arch_smollm3;
 
 /* The descriptor at an index, or NULL past the last. */

@@ -98,6 +98,12 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     case PE_DIM_SHARED: return hp->d_shared;
     case PE_DIM_CONV: return hp->n_conv;
     case PE_DIM_THREE_MODEL: return 3 * (uint64_t)hp->d_model;
+    case PE_DIM_TWO_Q: return 2 * q;
+    case PE_DIM_DELTA_CHANNELS: return pe_hparams_delta_channels(hp);
+    case PE_DIM_DELTA_VALUES: return hp->d_delta_values;
+    case PE_DIM_DELTA_V: return pe_hparams_delta_v(hp);
+    case PE_DIM_DELTA_HEADS: return hp->n_delta_v_heads;
+    case PE_DIM_TWO_DELTA_HEADS: return 2 * (uint64_t)hp->n_delta_v_heads;
     }
     return 0;
 }
@@ -242,13 +248,26 @@ static bool is_known(const pe_model *model, const pe_tensor_info *tensor) {
     return false;
 }
 
+/* Whether a tensor belongs to a layer behind those that the model runs. */
+static bool is_left_out(const pe_model *model, const pe_tensor_info *tensor) {
+    const pe_hparams *hp = &model->hparams;
+    for (uint32_t i = 0; i < hp->n_predictors; i++) {
+        char head[NAME_BYTES];
+        const int n = snprintf(head, sizeof head, "blk.%u.", hp->n_layers + i);
+        if (tensor->name_bytes > (uint64_t)n && memcmp(tensor->name, head, (size_t)n) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* A weight that nothing reads would silently change what the model computes. */
 static void check_unused(binder *b) {
     pe_file_info info;
     pe_file_describe(&info, b->file);
     for (uint64_t i = 0; i < info.n_tensors; i++) {
         const pe_tensor_info *tensor = pe_file_tensor_at(b->file, i);
-        if (!is_known(b->model, tensor)) {
+        if (!is_known(b->model, tensor) && !is_left_out(b->model, tensor)) {
             WRONG(b, PE_ERR_UNSUPPORTED,
                   "%s: %.*s: expected only weights that architecture %s of %u layers has, found"
                   " one that nothing would read",

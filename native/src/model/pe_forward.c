@@ -43,6 +43,9 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_EXPERTS_CLAMPED: pe_step_experts_clamped(p); break;
     case PE_STEP_SHARED: pe_step_shared(p); break;
     case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
+    case PE_STEP_QKV_GATED: pe_step_qkv_gated(p); break;
+    case PE_STEP_GATE_HEADS: pe_step_gate_heads(p); break;
+    case PE_STEP_DELTA: pe_step_delta(p); break;
     }
 }
 

@@ -37,9 +37,11 @@ typedef struct pe_scratch {
     pe_span *spans;    // [n_batch], all tokens of the batch in order
     uint32_t n_spans;  // in the batch now
     float *mix;        // [n_batch][d_mix], what a recurrent layer projects its input to
+    float *q_gates;    // [n_batch][n_heads][2][d_k], queries and gates; only where heads have gates
     // only where there are experts
     pe_routes routes;
     float *router_logits;  // [n_batch][n_experts]
+    float *switches;       // [n_batch], of the expert of every token
     float *expert_h;       // [n_batch * n_experts_used][d_model], inputs, then outputs
     float *expert_gate;    // [n_batch * n_experts_used][d_expert]
     float *expert_up;      // beside it
