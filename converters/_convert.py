@@ -27,8 +27,6 @@ _PIECE_BYTES = 8 << 20
 # Where an error of 4 bits costs most: every token's vector, and every logit.
 _KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
 _QUANTIZATION_VERSION = 2
-# Matrices that are read as floats, or so small that they had better be.
-_FLOATS = (".ffn_gate_inp.weight", ".ffn_gate_inp_shexp.weight", ".ssm_conv1d.weight")
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,13 @@ def _choose_types(
 
 
 def _is_float(item: Mapped) -> bool:
-    return len(item.shape) == 1 or item.target.endswith((".bias", *_FLOATS))
+    """Whether a tensor is read as floats, or is so small that it had better be."""
+    return (
+        len(item.shape) == 1
+        or item.target.endswith(".bias")
+        or item.target.endswith(".ffn_gate_inp.weight")
+        or (item.rule is not None and item.rule.exact)
+    )
 
 
 def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
@@ -184,9 +188,12 @@ def _row_pieces(
         step = max(step - step % mapped.head_rows, mapped.head_rows)
     where = f"{source} in {checkpoint.file_of(source)}"
     begin = rule.cut[0] * rows
+    # Stored rows of one written row: more than one where they are stored as one long vector.
+    one_vector = rule.stored and not mapped.order.rows
+    each = checkpoint.entries[source].shape[0] // rows if one_vector else 1
     for first, last in mapped.order.rows or ((begin, begin + rows),):
         for at in range(first, last, step):
-            piece = checkpoint.read_rows(source, at, min(at + step, last))
+            piece = checkpoint.read_rows(source, at * each, min(at + step, last) * each)
             yield _encode.encode(_changed(piece, mapped, rule), kind, where)
 
 
@@ -194,14 +201,14 @@ def _changed(piece: Floats, mapped: Mapped, rule: Rule) -> Floats:
     """What becomes of whole rows."""
     if mapped.head_rows:
         piece = pair_rows(piece, mapped.head_rows)
+    if rule.shift:
+        piece += np.float32(rule.shift)
+    if rule.negated_exp:
+        piece = -np.exp(piece)
     if rule.stored:
         piece = piece.reshape(-1, *mapped.shape[1:])
     if mapped.order.columns:
         piece = np.concatenate([piece[:, a:b] for a, b in mapped.order.columns], axis=1)
-    if rule.negated_exp:
-        piece = -np.exp(piece)
-    if rule.shift:
-        piece += np.float32(rule.shift)
     return piece
 
 

@@ -13,9 +13,10 @@ from types import MappingProxyType
 from converters._families_delta import DELTA
 from converters._families_dense import DENSE
 from converters._families_experts import EXPERTS
+from converters._families_recurrent import RECURRENT
 from converters._family import Family
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS, **DELTA})
+FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS, **RECURRENT, **DELTA})
 
 # Checkpoints that also see, named by what they wrap: the text model's settings lie in
 # text_config, its tensors behind a prefix, and the rest is left out. So are layers that guess

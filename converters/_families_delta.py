@@ -28,7 +28,7 @@ _NORMS = (
 def _attention() -> tuple[Rule, ...]:
     q, *rest = attention()
     doubled = replace(q, shape=("two_q_width", "width"))
-    return tuple(replace(r, only="attention") for r in (doubled, *rest, *head_norms(shift=1.0)))
+    return (*_NORMS, doubled, *rest, *head_norms(shift=1.0))
 
 
 def _recurrent(projections: tuple[Rule, ...], tiled: str) -> tuple[Rule, ...]:
@@ -46,7 +46,8 @@ def _recurrent(projections: tuple[Rule, ...], tiled: str) -> tuple[Rule, ...]:
             negated_exp=exp,
         )
 
-    layer = (
+    return (
+        *_NORMS,
         *projections,
         Rule(
             _AT + "conv1d",
@@ -54,6 +55,7 @@ def _recurrent(projections: tuple[Rule, ...], tiled: str) -> tuple[Rule, ...]:
             ("delta.channels", "delta.taps"),
             stored=("delta.channels", "one", "delta.taps"),
             order=f"{tiled}channels" if tiled else "",
+            exact=True,
         ),
         vector("dt_bias", "ssm_dt", ".bias"),
         vector("A_log", "ssm_a", "", exp=True),
@@ -65,7 +67,6 @@ def _recurrent(projections: tuple[Rule, ...], tiled: str) -> tuple[Rule, ...]:
             order=f"{tiled}columns" if tiled else "",
         ),
     )
-    return tuple(replace(rule, only="recurrent") for rule in layer)
 
 
 def _projection(source: str, target: str, rows: str, order: str, stored: str = "") -> Rule:
@@ -94,11 +95,11 @@ def _experts() -> tuple[Rule, ...]:
     inner = ("shared_width", "width")
     return (
         *rules(("mlp.gate", "ffn_gate_inp", ("experts", "width"))),
+        Rule(at + "shared_expert_gate", "blk.{}.ffn_gate_inp_shexp", ("one", "width"), exact=True),
         expert("gate_proj", "ffn_gate_exps", False, "gate_up_proj", (0, 2)),
         expert("up_proj", "ffn_up_exps", False, "gate_up_proj", (1, 2)),
         expert("down_proj", "ffn_down_exps", True, "down_proj", (0, 1)),
         *rules(
-            ("mlp.shared_expert_gate", "ffn_gate_inp_shexp", ("one", "width")),
             ("mlp.shared_expert.gate_proj", "ffn_gate_shexp", inner),
             ("mlp.shared_expert.up_proj", "ffn_up_shexp", inner),
             ("mlp.shared_expert.down_proj", "ffn_down_shexp", ("width", "shared_width")),
@@ -156,35 +157,41 @@ DELTA: Mapping[str, Family] = MappingProxyType(
         "Qwen3_5ForCausalLM": Family(
             "qwen3_5_text",
             "qwen35",
-            _NORMS + _attention() + _SPLIT + feed_forward(),
+            _attention() + feed_forward(),
+            recurrent=_SPLIT + feed_forward(),
+            recurrent_type="linear_attention",
             defaults=_DEFAULTS,
             norm_shift=1.0,
             fixed=_NO_BIAS,
-            hybrid=True,
+            delta=True,
             rope_sections=_SECTIONS,
         ),
         "Qwen3_5MoeForCausalLM": Family(
             "qwen3_5_moe_text",
             "qwen35moe",
-            _NORMS + _attention() + _SPLIT + _experts(),
+            _attention() + _experts(),
+            recurrent=_SPLIT + _experts(),
+            recurrent_type="linear_attention",
             defaults={**_EXPERT_DEFAULTS, "num_experts_per_tok": 8, "num_experts": 256},
             extras=_EXPERT_WIDTHS,
             norm_shift=1.0,
             fixed=_NO_BIAS,
             expert_width="moe_intermediate_size",
-            hybrid=True,
+            delta=True,
             rope_sections=_SECTIONS,
         ),
         "Qwen3NextForCausalLM": Family(
             "qwen3_next",
             "qwen3next",
-            _NORMS + _attention() + _FUSED + _experts(),
+            _attention() + _experts(),
+            recurrent=_FUSED + _experts(),
+            recurrent_type="linear_attention",
             defaults={**_EXPERT_DEFAULTS, "num_experts_per_tok": 10, "num_experts": 512},
             extras=(*_EXPERT_WIDTHS, Extra("norm_topk_prob", "expert_weights_norm", "bool")),
             norm_shift=1.0,
             fixed={**_NO_BIAS, "decoder_sparse_step": (None, 1), "mlp_only_layers": (None, [])},
             expert_width="moe_intermediate_size",
-            hybrid=True,
+            delta=True,
         ),
     }
 )

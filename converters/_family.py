@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
+
+from converters._config import Config
 
 # Whether a bias stands beside a weight: never, always, or as this flag of the config says.
 NO_BIAS, ALWAYS = "", "always"
@@ -29,10 +31,10 @@ class Rule:
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
-        only: Which layers have it, where layers are of two kinds; "" for all.
-        stored: The stored shape, where it is another one; names as in `shape`.
+        stored: The shape in the checkpoint, where it is another; names as in `shape`.
+        exact: Whether it stays F32 whatever type is asked for.
+        negated_exp: Whether the values are x of the -e^x that readers want.
         order: How the stored rows, or columns, change places: a name in `converters._delta_rows`.
-        negated_exp: Whether the values are the logarithms of what is to be subtracted.
         or_stacked: The stored name and cut where one tensor has all experts instead.
     """
 
@@ -48,10 +50,10 @@ class Rule:
     cut: tuple[int, int] = (0, 1)
     alternates: bool = False
     transposed: bool = False
-    only: Literal["", "attention", "recurrent"] = ""
     stored: tuple[str, ...] = ()
-    order: str = ""
+    exact: bool = False
     negated_exp: bool = False
+    order: str = ""
     or_stacked: tuple[str, tuple[int, int]] | None = None
 
 
@@ -152,7 +154,11 @@ class Family:
         fixed: Keys that must have one of these values.
         expert_width: The config key of an expert's inner width, "" where there are no experts.
         quantized: Values of quant_method that are read as they are.
-        hybrid: Whether layers of linear attention (gated delta rule) stand among the others.
+        last_norm: What the norm in front of the head is called, in the checkpoint and in GGUF.
+        recurrent: The tensors of a layer that has a state instead of keys and values.
+        recurrent_type: What layer_types calls such a layer.
+        adapted: The config in the names and meanings of the other families.
+        delta: Whether such layers are linear attention by the gated delta rule.
         rope_sections: How rotated pairs are shared out to a picture's axes, where nothing is said;
             () for families without such axes.
     """
@@ -175,7 +181,11 @@ class Family:
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: MappingProxyType({}))
     expert_width: str = ""
     quantized: tuple[str, ...] = ()
-    hybrid: bool = False
+    last_norm: tuple[str, str] = ("model.norm", "output_norm")
+    recurrent: tuple[Rule, ...] = ()
+    recurrent_type: str = ""
+    adapted: Callable[[Config], Mapping[str, object]] | None = None
+    delta: bool = False
     rope_sections: tuple[int, ...] = ()
 
 

@@ -37,6 +37,8 @@ class Shape:
     experts: int = 0
     expert_width: int = 0
     shared_width: int = 0
+    conv: int = 0
+    one: int = 1
     delta: DeltaShape = NO_DELTA
 
     @property
@@ -60,13 +62,14 @@ class Shape:
         return 2 * self.ffn_width
 
     @property
+    def three_widths(self) -> int:
+        """Rows of three vectors as wide as the model."""
+        return 3 * self.width
+
+    @property
     def two_q_width(self) -> int:
         """Rows of the query projection, with a gate behind each head."""
         return 2 * self.q_width
-
-    @property
-    def one(self) -> int:
-        return 1
 
     def size(self, name: str) -> int:
         """A size by its name; those of linear attention begin with "delta."."""
@@ -160,6 +163,9 @@ class ModelMapping:
         self.family, stated = _find_family(Config(values, where))
         self._config = config = Config({**self.family.defaults, **stated.values}, stated.where)
         self._refuse_features()
+        if self.family.adapted is not None:
+            adapted = {**config.values, **self.family.adapted(config)}
+            self._config = config = Config(adapted, config.where)
         width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
         if config.values.get("head_dim") is None and width % heads:
             raise ConversionError(
@@ -175,7 +181,8 @@ class ModelMapping:
             head_width=config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
-            delta=DeltaShape.read(config) if self.family.hybrid else NO_DELTA,
+            conv=config.integer("conv_width") if "conv_width" in config.values else 0,
+            delta=DeltaShape.read(config) if self.family.delta else NO_DELTA,
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -190,8 +197,8 @@ class ModelMapping:
         self._epsilon = config.number("rms_norm_eps", 1e-6)
         self.tied = config.flag("tie_word_embeddings", False)
         self._rope = Rope(config, self.family, self.shape.head_width)
-        self._recurrent = self._read_recurrent()
         self._rotated = self._read_rotated()
+        self._recurrent = self._read_recurrent()
         self._window, self._windowed = self._read_windows()
 
     def _ffn_width(self) -> int:
@@ -233,7 +240,10 @@ class ModelMapping:
         if shape.ffn_width:
             yield Field("feed_forward_length", "u32", shape.ffn_width)
         yield Field("attention.head_count", "u32", shape.heads)
-        yield Field("attention.head_count_kv", "u32", shape.kv_heads)
+        # Linear attention is told by a key of its own.
+        absent = [recurrent and not self.family.delta for recurrent in self._recurrent]
+        kv_heads = [0 if no_heads else shape.kv_heads for no_heads in absent]
+        yield Field("attention.head_count_kv", "u32", kv_heads if 0 in kv_heads else shape.kv_heads)
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
         if self._explicit_head_width:
             yield Field("attention.key_length", "u32", shape.head_width)
@@ -247,7 +257,7 @@ class ModelMapping:
         yield from self._window_fields()
         yield from self._rotation_fields()
         yield from self._scale_fields()
-        if self.family.hybrid:
+        if self.family.delta:
             yield from shape.delta.fields()
             yield Field("attention.recurrent_layers", "bool", self._recurrent)
             period = self._config.integer("full_attention_interval", 4)
@@ -317,6 +327,24 @@ class ModelMapping:
             )
         return [known[kind] for kind in stated]
 
+    def _read_recurrent(self) -> list[bool]:
+        """Which layers have a state instead of keys and values."""
+        kind, n = self.family.recurrent_type, self.shape.layers
+        stated = self._config.values.get("layer_types")
+        if not kind:
+            return [False] * n
+        if stated is None:
+            period = self._config.integer("full_attention_interval", 4) if self.family.delta else 1
+            stated = [kind if (i + 1) % period else "full_attention" for i in range(n)]
+        known = {kind: True, "full_attention": False, "attention": False}
+        right = isinstance(stated, list) and len(stated) == n
+        if not right or not all(isinstance(x, str) and x in known for x in stated):
+            raise self._config.fail("layer_types", f"{n} times {kind} or full_attention")
+        found = [known[x] for x in stated]
+        if all(found):
+            raise self._config.fail("layer_types", "a layer of full_attention")
+        return found
+
     def _read_rotated(self) -> list[bool]:
         """Which layers are rotated."""
         n = self.shape.layers
@@ -331,24 +359,6 @@ class ModelMapping:
             return [bool(x) for x in stated]
         period = self._config.integer("no_rope_layer_interval")
         return [(i + 1) % period != 0 for i in range(n)]
-
-    def _read_recurrent(self) -> list[bool]:
-        """Which layers have linear attention."""
-        n = self.shape.layers
-        if not self.family.hybrid:
-            return [False] * n
-        known = {"linear_attention": True, "full_attention": False}
-        stated = self._config.values.get("layer_types")
-        if stated is None:
-            period = self._config.integer("full_attention_interval", 4)
-            return [(i + 1) % period != 0 for i in range(n)]
-        if (
-            not isinstance(stated, list)
-            or len(stated) != n
-            or not all(isinstance(kind, str) and kind in known for kind in stated)
-        ):
-            raise self._config.fail("layer_types", f"{n} times {' or '.join(known)}")
-        return [known[kind] for kind in stated]
 
     def _rotation_fields(self) -> Iterator[Field]:
         period = self.family.rotated_period
@@ -454,10 +464,8 @@ class ModelMapping:
     def _walk(self) -> Iterator[tuple[Rule, int]]:
         yield _EMBEDDING, 0
         for layer in range(self.shape.layers):
-            for rule in self.family.layer:
+            for rule in self.family.recurrent if self._recurrent[layer] else self.family.layer:
                 if "shared_width" in rule.shape and not self.shape.shared_width:
-                    continue
-                if rule.only and (rule.only == "recurrent") != self._recurrent[layer]:
                     continue
                 yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):
@@ -465,7 +473,7 @@ class ModelMapping:
                         replace(rule, shape=rule.shape[:1], suffix=".bias", target_suffix=".bias"),
                         layer,
                     )
-        yield Rule("model.norm", "output_norm", ("width",), shift=self.family.norm_shift), 0
+        yield Rule(*self.family.last_norm, ("width",), shift=self.family.norm_shift), 0
         if not self.tied:
             yield Rule("lm_head", "output", ("vocab", "width")), 0
         elif self.family.writes_head:

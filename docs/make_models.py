@@ -45,12 +45,14 @@ Windows: any list of windowed layers. Pages before a window are skipped but kept
 Experts: softmax over the chosen ones or over all, biases, a clamped gate, an expert that sees
 every token. In a decode step only the chosen experts' bytes are read.
 
-Linear attention by the gated delta rule: token by token in one order, never in chunks, so that a
-prompt gives the bits that its tokens give one by one. Layers that predict further tokens (MTP) are
-left out, of checkpoints and of files.
+Recurrent layers: a session holds a state beside its pages, and checkpoints of it; going back may
+cost computing tokens again (docs/adr/0007). Linear attention by the gated delta rule goes token by
+token in one order, never in chunks, so that a prompt has the bits of its tokens one by one.
 
-What is not supported is refused, at convert or at open, with a message that names it: layers with
-a state of other kinds, multi-head latent attention, Gemma's bidirectional attention, dense layers
+Layers that predict further tokens (MTP) are left out, of checkpoints and of files.
+
+What is not supported is refused, at convert or at open, with a message that names it: multi-head
+latent attention, Gemma's bidirectional attention, dense layers
 among experts, images.
 """
 

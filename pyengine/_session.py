@@ -47,7 +47,8 @@ class Session(ClosableHandle):
     """One timeline of tokens in an engine, made by :meth:`Engine.session`.
 
     Memory is taken in pages as tokens arrive. Feeding tokens at once, one by one or
-    cut anywhere gives the same bits, and so do forks and rewinds. Calls from several
+    cut anywhere gives the same bits, and so do forks and rewinds. Where the model has
+    recurrent layers, a session also holds a state and checkpoints of it. Calls from several
     threads wait for each other; sessions of one engine may be used side by side.
     """
 
@@ -139,6 +140,10 @@ class Session(ClosableHandle):
 
     def rewind(self, n_tokens: int) -> None:
         """Drops everything behind the first n_tokens.
+
+        Where the model has recurrent layers, the next feed first computes the tokens behind the
+        nearest checkpoint again: about as many as were dropped at most, more where
+        ``max_kv_bytes`` left no room for checkpoints.
 
         Raises:
             ArgumentError: The session holds fewer.

@@ -2,7 +2,7 @@
 
 Run it in the environment of tests/reference/requirements.txt, from the repository's root:
 
-    python tests/golden/make_goldens.py
+    python tests/golden/make_goldens.py [--families [NAME...]]
 
 Everything is seeded: with the same versions of torch and transformers the same files result.
 """
@@ -137,6 +137,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "sliding_window": 33,
         "rope_parameters": {**YARN, "rope_theta": 1e4, "truncate": False},
     },
+    "lfm2": {
+        "family": "Lfm2",
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", FULL, "conv"],
+        "block_multiple_of": 32,
+    },
     "qwen35": {"family": "Qwen3_5", **DELTA, "num_hidden_layers": 4},
     "qwen35moe": {
         "family": "Qwen3_5Moe",
@@ -179,7 +185,10 @@ def make_family(folder: Path, variant: dict[str, Any], words: tokenizers.Tokeniz
 def main() -> None:
     """Replaces all goldens."""
     words = checkpoints.tokenizer()
+    wanted = sys.argv[sys.argv.index("--families") + 1 :] if "--families" in sys.argv else []
     for name, variant in FAMILIES.items():
+        if wanted and name not in wanted:
+            continue
         make_family(HERE / "families" / name, variant, words)
     if "--families" in sys.argv:
         return

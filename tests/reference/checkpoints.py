@@ -239,6 +239,22 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "rope_parameters": {**_YARN, "truncate": False},
     },
+    "lfm2": {
+        "family": "Lfm2",
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", _FULL, "conv", "conv"],
+        "conv_L_cache": 4,
+        "norm_eps": 1e-3,
+        "block_auto_adjust_ff_dim": False,
+        "tie_word_embeddings": False,
+    },
+    "lfm2 other": {
+        "family": "Lfm2",
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "conv", _FULL],
+        "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.3,
+    },
     "qwen35": {"family": "Qwen3_5", **_DELTA},
     "qwen35 other": {
         "family": "Qwen3_5",
