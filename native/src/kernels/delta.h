@@ -28,12 +28,13 @@ INLINE void delta_columns(float *state, float *out, const float *q, const float 
 #pragma GCC unroll 4
         for (size_t c = 0; c < n_vecs; c++) {
             const vec s = load_part(state + i * n_v + c * LANES, n_last);
-            sum[c] = vec_fma(key, vec_mul(s, keep), sum[c]);
+            sum[c] = vec_fma(key, s, sum[c]);
         }
     }
 #pragma GCC unroll 4
     for (size_t c = 0; c < n_vecs; c++) {
-        change[c] = vec_mul(vec_all(share), vec_sub(load_part(v + c * LANES, n_last), sum[c]));
+        const vec error = vec_sub(load_part(v + c * LANES, n_last), vec_mul(keep, sum[c]));
+        change[c] = vec_mul(vec_all(share), error);
         sum[c] = vec_all(0.0f);
     }
     for (size_t i = 0; i < d_k; i++) {
@@ -42,7 +43,7 @@ INLINE void delta_columns(float *state, float *out, const float *q, const float 
 #pragma GCC unroll 4
         for (size_t c = 0; c < n_vecs; c++) {
             float *at = state + i * n_v + c * LANES;
-            const vec s = vec_fma(key, change[c], vec_mul(load_part(at, n_last), keep));
+            const vec s = vec_fma(key, change[c], vec_mul(keep, load_part(at, n_last)));
             store_part(at, s, n_last);
             sum[c] = vec_fma(query, s, sum[c]);
         }

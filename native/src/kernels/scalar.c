@@ -253,13 +253,13 @@ static void delta_scalar(float *state, float *out, const float *q, const float *
     for (size_t j = 0; j < n_v; j++) {
         float sum = 0.0f;
         for (size_t i = 0; i < d_k; i++) {
-            sum = fmaf(k[i], state[i * n_v + j] * decay, sum);
+            sum = fmaf(k[i], state[i * n_v + j], sum);
         }
-        const float u = share * (v[j] - sum);
+        const float u = share * (v[j] - decay * sum);
         float answer = 0.0f;
         for (size_t i = 0; i < d_k; i++) {
             float *s = &state[i * n_v + j];
-            *s = fmaf(k[i], u, *s * decay);
+            *s = fmaf(k[i], u, decay * *s);
             answer = fmaf(q[i], *s, answer);
         }
         out[j] = answer;
