@@ -36,7 +36,8 @@ def _experts(router: str, each: str, gate: str, up: str, down: str) -> tuple[Rul
     )
 
 
-def _granite_experts() -> tuple[Rule, ...]:
+def granite_experts() -> tuple[Rule, ...]:
+    """Experts, gate and up of each in one tensor."""
     at = "model.layers.{}.block_sparse_moe."
     return (
         *rules(("block_sparse_moe.router.layer", "ffn_gate_inp", ("experts", "width"))),
@@ -46,12 +47,18 @@ def _granite_experts() -> tuple[Rule, ...]:
     )
 
 
-def _granite_shared() -> tuple[Rule, ...]:
-    at, inner = "model.layers.{}.shared_mlp.", ("shared_width", "width")
+def granite_shared(
+    gate: str = "ffn_gate_shexp",
+    up: str = "ffn_up_shexp",
+    down: str = "ffn_down_shexp",
+    width: str = "shared_width",
+) -> tuple[Rule, ...]:
+    """The expert of every token; where there are no others, the whole feed-forward."""
+    at, inner = "model.layers.{}.shared_mlp.", (width, "width")
     return (
-        Rule(at + "input_linear", "blk.{}.ffn_gate_shexp", inner, cut=(0, 2)),
-        Rule(at + "input_linear", "blk.{}.ffn_up_shexp", inner, cut=(1, 2)),
-        Rule(at + "output_linear", "blk.{}.ffn_down_shexp", ("width", "shared_width")),
+        Rule(at + "input_linear", f"blk.{{}}.{gate}", inner, cut=(0, 2)),
+        Rule(at + "input_linear", f"blk.{{}}.{up}", inner, cut=(1, 2)),
+        Rule(at + "output_linear", f"blk.{{}}.{down}", ("width", width)),
     )
 
 
@@ -144,7 +151,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
         "GraniteMoeForCausalLM": Family(
             "granitemoe",
             "granitemoe",
-            pre_norm(attention(ATTENTION, ATTENTION), _granite_experts()),
+            pre_norm(attention(ATTENTION, ATTENTION), granite_experts()),
             paired=True,
             defaults=_GRANITE_MOE_DEFAULTS,
             extras=SCALES,
@@ -153,7 +160,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
         "GraniteMoeSharedForCausalLM": Family(
             "granitemoeshared",
             "granitemoe",
-            pre_norm(attention(ATTENTION, ATTENTION), _granite_experts() + _granite_shared()),
+            pre_norm(attention(ATTENTION, ATTENTION), granite_experts() + granite_shared()),
             paired=True,
             defaults=_GRANITE_MOE_DEFAULTS,
             extras=(

@@ -156,7 +156,9 @@ class Family:
         quantized: Values of quant_method that are read as they are.
         last_norm: What the norm in front of the head is called, in the checkpoint and in GGUF.
         recurrent: The tensors of a layer that has a state instead of keys and values.
-        recurrent_type: What layer_types calls such a layer.
+        recurrent_types: What layer_types calls such a layer.
+        attention_only: The architecture of a model none of whose layers is recurrent, if another.
+        dense: What the same name means where there are no experts.
         adapted: The config in the names and meanings of the other families.
         delta: Whether such layers are linear attention by the gated delta rule.
         rope_sections: How rotated pairs are shared out to a picture's axes, where nothing is said;
@@ -183,7 +185,9 @@ class Family:
     quantized: tuple[str, ...] = ()
     last_norm: tuple[str, str] = ("model.norm", "output_norm")
     recurrent: tuple[Rule, ...] = ()
-    recurrent_type: str = ""
+    recurrent_types: tuple[str, ...] = ()
+    attention_only: str = ""
+    dense: Family | None = None
     adapted: Callable[[Config], Mapping[str, object]] | None = None
     delta: bool = False
     rope_sections: tuple[int, ...] = ()

@@ -38,6 +38,10 @@ class Shape:
     expert_width: int = 0
     shared_width: int = 0
     conv: int = 0
+    ssm_inner: int = 0
+    ssm_state: int = 0
+    ssm_heads: int = 0
+    ssm_groups: int = 0
     one: int = 1
     delta: DeltaShape = NO_DELTA
 
@@ -76,6 +80,21 @@ class Shape:
         part, _, inner = name.rpartition(".")
         size: int = getattr(getattr(self, part) if part else self, inner)
         return size
+
+    @property
+    def ssm_conv(self) -> int:
+        """Channels of Mamba-2's convolution: x, B and C."""
+        return self.ssm_inner + 2 * self.ssm_groups * self.ssm_state
+
+    @property
+    def ssm_in(self) -> int:
+        """Rows of its projection: the gate, those channels, a time step for each head."""
+        return self.ssm_inner + self.ssm_conv + self.ssm_heads
+
+    @property
+    def ssm_group(self) -> int:
+        """Dimensions that are normed together."""
+        return self.ssm_inner // self.ssm_groups
 
 
 @dataclass(frozen=True)
@@ -161,6 +180,8 @@ class ModelMapping:
             ConversionError: A value is missing or out of range, or a feature is unsupported.
         """
         self.family, stated = _find_family(Config(values, where))
+        if self.family.dense is not None and not stated.values.get("num_local_experts", 1):
+            self.family = self.family.dense
         self._config = config = Config({**self.family.defaults, **stated.values}, stated.where)
         self._refuse_features()
         if self.family.adapted is not None:
@@ -181,7 +202,7 @@ class ModelMapping:
             head_width=config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
-            conv=config.integer("conv_width") if "conv_width" in config.values else 0,
+            **self._state_sizes(),
             delta=DeltaShape.read(config) if self.family.delta else NO_DELTA,
         )
         if self.shape.head_width % 2:
@@ -199,6 +220,12 @@ class ModelMapping:
         self._rope = Rope(config, self.family, self.shape.head_width)
         self._rotated = self._read_rotated()
         self._recurrent = self._read_recurrent()
+        if self.family.attention_only and not any(self._recurrent):
+            # Readers of that architecture know nothing of recurrent layers.
+            extras = tuple(x for x in self.family.extras if not x.target.startswith("ssm."))
+            self.family = replace(
+                self.family, architecture=self.family.attention_only, extras=extras
+            )
         self._window, self._windowed = self._read_windows()
 
     def _ffn_width(self) -> int:
@@ -206,6 +233,15 @@ class ModelMapping:
         only_experts = self.family.expert_width not in ("", "intermediate_size")
         absent = self._config.values.get("intermediate_size") is None
         return 0 if only_experts and absent else self._config.integer("intermediate_size")
+
+    def _state_sizes(self) -> dict[str, int]:
+        if not self.family.recurrent or self.family.delta:
+            return {}
+        sizes = {"conv": self._config.integer("conv_width")}
+        if self._config.values.get("ssm_heads") is not None:
+            keys = ("ssm_inner", "ssm_state", "ssm_heads", "ssm_groups")
+            sizes |= {key: self._config.integer(key) for key in keys}
+        return sizes
 
     def _expert_sizes(self) -> dict[str, int]:
         config, key = self._config, self.family.expert_width
@@ -329,17 +365,19 @@ class ModelMapping:
 
     def _read_recurrent(self) -> list[bool]:
         """Which layers have a state instead of keys and values."""
-        kind, n = self.family.recurrent_type, self.shape.layers
+        kinds, n = self.family.recurrent_types, self.shape.layers
         stated = self._config.values.get("layer_types")
-        if not kind:
+        if not kinds:
             return [False] * n
         if stated is None:
             period = self._config.integer("full_attention_interval", 4) if self.family.delta else 1
-            stated = [kind if (i + 1) % period else "full_attention" for i in range(n)]
-        known = {kind: True, "full_attention": False, "attention": False}
+            stated = [kinds[0] if (i + 1) % period else "full_attention" for i in range(n)]
+        known = {"full_attention": False, "attention": False} | dict.fromkeys(kinds, True)
         right = isinstance(stated, list) and len(stated) == n
         if not right or not all(isinstance(x, str) and x in known for x in stated):
-            raise self._config.fail("layer_types", f"{n} times {kind} or full_attention")
+            raise self._config.fail(
+                "layer_types", f"{n} times {' or '.join(kinds)} or full_attention"
+            )
         found = [known[x] for x in stated]
         if all(found):
             raise self._config.fail("layer_types", "a layer of full_attention")
@@ -470,7 +508,13 @@ class ModelMapping:
                 yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):
                     yield (
-                        replace(rule, shape=rule.shape[:1], suffix=".bias", target_suffix=".bias"),
+                        replace(
+                            rule,
+                            shape=rule.shape[:1],
+                            suffix=".bias",
+                            target_suffix=".bias",
+                            stored=(),
+                        ),
                         layer,
                     )
         yield Rule(*self.family.last_norm, ("width",), shift=self.family.norm_shift), 0

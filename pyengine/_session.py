@@ -142,7 +142,7 @@ class Session(ClosableHandle):
         """Drops everything behind the first n_tokens.
 
         Where the model has recurrent layers, the next feed first computes the tokens behind the
-        nearest checkpoint again: about as many as were dropped at most, more where
+        nearest checkpoint again: fewer than twice as many as were dropped and 64, more where
         ``max_kv_bytes`` left no room for checkpoints.
 
         Raises:

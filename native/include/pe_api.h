@@ -285,8 +285,8 @@ void pe_session_free(pe_session *session);
 uint32_t pe_session_n_tokens(const pe_session *session);
 
 /* Drops all positions from n_tokens on. Where the model has recurrent layers, the tokens behind
- * the nearest checkpoint in front are computed again when the session is fed, at most about as
- * many as were dropped unless memory for checkpoints was lacking; bits stay the same.
+ * the nearest checkpoint in front are computed again when the session is fed, fewer than twice as
+ * many as were dropped and 64, unless memory for checkpoints was lacking; bits stay the same.
  * errors   PE_ERR_ARG when the session holds fewer */
 pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *err);
 

@@ -164,6 +164,18 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 32,
         "shared_expert_intermediate_size": 32,
     },
+    "granitehybrid": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 3,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "num_local_experts": 3,
+        "shared_intermediate_size": 32,
+        "mamba_n_heads": 4,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 24,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.3,
+    },
 }
 
 

@@ -184,6 +184,38 @@ static void checkpoints_are_few_and_near(void) {
     pe_file_close(file);
 }
 
+/* A history without a model, fed in many ways, back to every position. */
+static void replays_are_short(void) {
+    pe_budget budget = {.max_bytes = UINT64_MAX};
+    const pe_state_pool pool = {.budget = &budget, .n_floats = 1};
+    static const uint32_t ids[5000];
+    for (uint32_t cut = 1; cut <= 5000; cut = cut * 3 + 1) {
+        pe_history history = {0};
+        for (uint32_t end = 0; end < 5000;) {
+            const uint32_t n = end + cut < 5000 ? cut : 5000 - end;
+            CHECK_OK(pe_history_begin(&history, &pool, ids, n, err));
+            while (history.planned < history.end) {
+                pe_span span;
+                pe_history_plan(&history, &pool, &span, 256);
+            }
+            pe_history_commit(&history, &pool);
+            end += n;
+            CHECK_U64(history.position, end);
+            for (uint32_t to = end; to > 0 && end % 7 == 0; to--) {
+                const pe_checkpoint *c = history.checkpoints + history.n_checkpoints;
+                while (c > history.checkpoints && c[-1].position > to) {
+                    c--;
+                }
+                const uint32_t at = c > history.checkpoints ? c[-1].position : 0;
+                CHECK(to - at < 2 * (end - to) + 64, "from %u to %u: at %u", end, to, at);
+            }
+        }
+        CHECK(history.n_checkpoints <= 10, "%u checkpoints", history.n_checkpoints);
+        pe_history_clear(&history, &pool);
+        CHECK_U64(budget.n_bytes, 0);
+    }
+}
+
 static void sessions_together(void) {
     enum { M = 5 };
     const tiny_lfm2 model = {.dtype = PE_DTYPE_Q8_0};
@@ -416,6 +448,7 @@ int main(void) {
         TEST(however_computed),
         TEST(rewind_to_everywhere),
         TEST(checkpoints_are_few_and_near),
+        TEST(replays_are_short),
         TEST(sessions_together),
         TEST(failures_leave_no_trace),
         TEST(budgets),

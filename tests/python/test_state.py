@@ -15,7 +15,7 @@ import converters
 from pyengine import CancelFlag, CancelledError, Engine, OutOfMemoryError
 
 GOLDEN = Path(__file__).parent.parent / "golden"
-NAMES = ["lfm2"]
+NAMES = ["granitehybrid", "lfm2"]
 
 Array = np.ndarray[Any, Any]
 

@@ -255,6 +255,55 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "block_multiple_of": 16,
         "block_ffn_dim_multiplier": 1.3,
     },
+    "granitehybrid": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 4,
+        "layer_types": ["mamba", "attention", "mamba", "mamba"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 128,
+        "mamba_n_heads": 8,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 40,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.11,
+        "logits_scaling": 0.5,
+    },
+    "granitehybrid dense": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 3,
+        "layer_types": ["attention", "mamba", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 160,
+        "mamba_n_heads": 2,
+        "mamba_d_state": 16,
+        "mamba_d_conv": 3,
+        "mamba_conv_bias": False,
+        "attention_multiplier": 0.25,
+        "tie_word_embeddings": False,
+    },
+    "granitehybrid rope": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 2,
+        "layer_types": ["mamba", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 16,
+        "mamba_n_groups": 4,
+        "mamba_d_state": 32,
+        "attention_multiplier": 0.25,
+    },
+    "granitehybrid attention": {
+        "family": "GraniteMoeHybrid",
+        "layer_types": ["attention", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 160,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 2,
+        "attention_multiplier": 0.25,
+    },
     "qwen35": {"family": "Qwen3_5", **_DELTA},
     "qwen35 other": {
         "family": "Qwen3_5",
@@ -350,10 +399,12 @@ def save_checkpoint(
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             weight.normal_(generator=generator)
-            if name.endswith(".bias"):
-                weight.mul_(0.3)
-            elif name.endswith("A_log"):
+            if name.endswith("linear_attn.A_log"):
                 weight.sub_(2.0)  # some heads forget at once, some hardly
+            elif name.endswith(".A_log"):
+                weight.sub_(3.0)  # a memory of some ten tokens
+            elif name.endswith(".bias"):
+                weight.mul_(0.3)
             elif name.endswith("linear_attn.norm.weight"):
                 weight.mul_(0.2).add_(1.0)
             elif weight.ndim == 1:

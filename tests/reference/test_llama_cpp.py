@@ -178,6 +178,7 @@ DIFFERENT_THERE = {
     "smollm3 other": "has no biases and knows one pattern of layers without rotation",
     "olmo2": "has no output bias in this architecture",
     "qwen3moe unnormed": "has no biases and always norms the experts' weights",
+    "granitehybrid dense": "cannot do without the convolution's bias",
     "qwen35 wide": "has keys and values of one width in linear attention",
     "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
 }

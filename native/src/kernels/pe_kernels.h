@@ -151,6 +151,13 @@ typedef struct pe_kernels {
     /* x[i] = cap * tanh(x[i] / cap), see PE_SOFTCAP. */
     void (*softcap)(float *x, size_t n, float cap);
 
+    /* One token of a Mamba-2 head, n_rows rows of whose state are n floats each:
+     *     state[r][i] = fma(b[i], x[r], state[r][i] * decay), then
+     *     out[r] = lane_sum of fma(state[r][i], c[i])
+     * alias    out overlaps nothing */
+    void (*ssm_scan)(float *out, float *state, const float *x, const float *b, const float *c,
+                     float decay, size_t n_rows, size_t n);
+
     /* By pe_kv_type. */
     pe_open_fn open_keys[PE_KV_END];
     pe_open_fn open_values[PE_KV_END];

@@ -246,7 +246,17 @@ static void softcap_scalar(float *x, size_t n, float cap) {
     }
 }
 
-/* ---- gated delta rule ------------------------------------------------- */
+/* ---- recurrences ------------------------------------------------------ */
+
+static void ssm_scan_scalar(float *out, float *state, const float *x, const float *b,
+                            const float *c, float decay, size_t n_rows, size_t n) {
+    for (size_t r = 0; r < n_rows; r++, state += n) {
+        for (size_t i = 0; i < n; i++) {
+            state[i] = fmaf(b[i], x[r], state[i] * decay);
+        }
+        out[r] = dot_float(state, c, n, widen_f32);
+    }
+}
 
 static void delta_scalar(float *state, float *out, const float *q, const float *k, const float *v,
                          size_t d_k, size_t n_v, float decay, float share) {
@@ -423,6 +433,7 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     kernels->sigmoid_mul = sigmoid_mul_scalar;
     kernels->delta = delta_scalar;
     kernels->softcap = softcap_scalar;
+    kernels->ssm_scan = ssm_scan_scalar;
     kernels->open_keys[PE_KV_F32] = open_keys_f32_scalar;
     kernels->open_keys[PE_KV_F16] = open_keys_f16_scalar;
     kernels->open_keys[PE_KV_Q8_0] = open_keys_q8_0_scalar;

@@ -5,7 +5,7 @@
  * while i is a multiple of the largest power of two up to m - i: the newest two, then one
  * for each doubling of the distance, O(log m) of them. A session that is put back takes the
  * nearest checkpoint in front; the tokens from there on are replayed when it is fed again,
- * which takes at most about as many tokens as were dropped, and gives the same bits. A
+ * which takes fewer than 2 d + 64 of them where d were dropped, and gives the same bits. A
  * checkpoint is a convenience: where memory or budget is spent there is none.
  *
  * A feed goes: pe_history_begin, pe_history_plan until all tokens are planned, with a pass

@@ -65,6 +65,10 @@ typedef struct pe_hparams {
     uint32_t d_delta_k;        // width of a query or key head
     uint32_t d_delta_values;   // of all value heads
     uint32_t n_predictors;     // layers behind the last that predict further tokens: left out
+    uint32_t d_inner;          // of Mamba-2: width of all its heads together
+    uint32_t d_state;          // numbers that a head remembers for each of its dimensions
+    uint32_t n_ssm_heads;      // of d_inner / n_ssm_heads dimensions
+    uint32_t n_ssm_groups;     // of heads that share B and C, and of dimensions normed together
 } pe_hparams;
 
 /* What differs from layer to layer. */
@@ -144,7 +148,13 @@ typedef enum pe_dim {
     PE_DIM_DELTA_VALUES,    // d_delta_values
     PE_DIM_DELTA_V,         // of one head
     PE_DIM_DELTA_HEADS,     // n_delta_v_heads
-    PE_DIM_TWO_DELTA_HEADS
+    PE_DIM_TWO_DELTA_HEADS,
+    PE_DIM_INNER,      // d_inner
+    PE_DIM_SSM_IN,     // z, what is convolved, a time step for each head
+    PE_DIM_SSM_CONV,   // x, B and C of all groups
+    PE_DIM_SSM_HEADS,  // n_ssm_heads
+    PE_DIM_SSM_GROUPS,
+    PE_DIM_SSM_GROUP  // d_inner / n_ssm_groups
 } pe_dim;
 
 typedef enum pe_slot {
@@ -203,6 +213,14 @@ typedef enum pe_slot {
     PE_W_DELTA_RATE,
     PE_W_DELTA_NORM,
     PE_W_DELTA_OUT,
+    PE_W_SSM_IN,
+    PE_W_SSM_CONV,
+    PE_W_SSM_CONV_BIAS,
+    PE_W_SSM_DT_BIAS,
+    PE_W_SSM_A,
+    PE_W_SSM_D,
+    PE_W_SSM_NORM,
+    PE_W_SSM_OUT,
     PE_W_COUNT
 } pe_slot;
 
@@ -254,7 +272,8 @@ typedef enum pe_step_kind {
     PE_STEP_SHORTCONV,        // b, c, u = projections of h; h = c * causal convolution of b * u
     PE_STEP_QKV_GATED,        // as QKV, and a gate behind each head's query
     PE_STEP_GATE_HEADS,       // h = sigmoid(those gates) * h
-    PE_STEP_DELTA             // h = normed and gated output of a layer of the gated delta rule
+    PE_STEP_DELTA,            // h = normed and gated output of a layer of the gated delta rule
+    PE_STEP_MAMBA2            // h = the normed and gated output of Mamba-2's heads (2405.21060)
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -272,7 +291,9 @@ typedef struct pe_step_list {
 typedef enum pe_state_kind {
     PE_STATE_NONE,
     PE_STATE_SHORTCONV,  // [n_conv - 1][d_model]: the convolution's last inputs, oldest first
-    PE_STATE_DELTA       // such inputs, and for each value head a matrix [d_delta_k][values]
+    PE_STATE_DELTA,      // such inputs, and for each value head a matrix [d_delta_k][values]
+    PE_STATE_MAMBA2      // the same of x, B and C, filled up to whole lines; then
+                         // [n_ssm_heads][d_inner / n_ssm_heads][d_state]
 } pe_state_kind;
 
 typedef struct pe_arch {
@@ -298,6 +319,7 @@ extern const pe_arch pe_arch_gemma3;
 extern const pe_arch pe_arch_gpt_oss;
 extern const pe_arch pe_arch_granite;
 extern const pe_arch pe_arch_granitemoe;
+extern const pe_arch pe_arch_granitehybrid;
 extern const pe_arch pe_arch_lfm2;
 extern const pe_arch pe_arch_llama;
 extern const pe_arch pe_arch_mistral3;

@@ -104,6 +104,12 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     case PE_DIM_DELTA_V: return pe_hparams_delta_v(hp);
     case PE_DIM_DELTA_HEADS: return hp->n_delta_v_heads;
     case PE_DIM_TWO_DELTA_HEADS: return 2 * (uint64_t)hp->n_delta_v_heads;
+    case PE_DIM_INNER: return hp->d_inner;
+    case PE_DIM_SSM_IN: return pe_hparams_mix_width(hp, PE_STATE_MAMBA2);
+    case PE_DIM_SSM_CONV: return pe_hparams_ssm_conv(hp);
+    case PE_DIM_SSM_HEADS: return hp->n_ssm_heads;
+    case PE_DIM_SSM_GROUPS: return hp->n_ssm_groups;
+    case PE_DIM_SSM_GROUP: return hp->d_inner / hp->n_ssm_groups;
     }
     return 0;
 }

@@ -12,6 +12,7 @@
 #define MAX_WIDTH (1u << 24)
 #define MAX_SCALE 1e6
 #define MAX_EXPERTS 65536u
+#define MAX_STATE 65536u
 
 #define NAME_BYTES 128
 
@@ -181,6 +182,7 @@ uint64_t pe_hparams_state_floats(const pe_hparams *hp, pe_state_kind kind) {
     case PE_STATE_DELTA:
         return (uint64_t)(hp->n_conv - 1) * pe_hparams_delta_channels(hp) +
                (uint64_t)hp->d_delta_k * hp->d_delta_values;
+    case PE_STATE_MAMBA2: return pe_hparams_ssm_first(hp) + (uint64_t)hp->d_inner * hp->d_state;
     }
     return 0;
 }
@@ -192,6 +194,7 @@ uint64_t pe_hparams_mix_width(const pe_hparams *hp, pe_state_kind kind) {
     case PE_STATE_DELTA:
         return pe_hparams_delta_channels(hp) + hp->d_delta_values +
                2 * (uint64_t)hp->n_delta_v_heads;
+    case PE_STATE_MAMBA2: return hp->d_inner + pe_hparams_ssm_conv(hp) + hp->n_ssm_heads;
     }
     return 0;
 }
@@ -213,13 +216,31 @@ static pe_status check_delta(const pe_hparams *hp, const pe_file *file, pe_error
     return PE_OK;
 }
 
+static pe_status check_mamba2(const pe_hparams *hp, const pe_file *file, pe_error *err) {
+    PE_TRY(in_range("inner width of Mamba layers", hp->d_inner, 1, MAX_WIDTH, file, err));
+    PE_TRY(in_range("state size", hp->d_state, 1, MAX_STATE, file, err));
+    PE_TRY(in_range("number of Mamba heads", hp->n_ssm_heads, 1, MAX_HEADS, file, err));
+    PE_TRY(in_range("number of Mamba groups", hp->n_ssm_groups, 1, hp->n_ssm_heads, file, err));
+    if (hp->d_inner % hp->n_ssm_heads != 0 || hp->n_ssm_heads % hp->n_ssm_groups != 0) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: Mamba layers: expected an inner width that %u heads divide, and heads"
+                       " that %u groups divide, found a width of %u",
+                       pe_file_path(file), hp->n_ssm_heads, hp->n_ssm_groups, hp->d_inner);
+    }
+    return PE_OK;
+}
+
 /* Widths are bounded so that no product of them overflows. */
 static pe_status check_state(const pe_hparams *hp, pe_state_kind kind, const pe_file *file,
                              pe_error *err) {
     if (kind != PE_STATE_NONE) {
         PE_TRY(in_range("tokens of the convolution", hp->n_conv, 1, PE_MAX_CONV, file, err));
     }
-    return kind == PE_STATE_DELTA ? check_delta(hp, file, err) : PE_OK;
+    switch (kind) {
+    case PE_STATE_DELTA: return check_delta(hp, file, err);
+    case PE_STATE_MAMBA2: return check_mamba2(hp, file, err);
+    default: return PE_OK;
+    }
 }
 
 /* Pair i of a head belongs to axis i % 3 of a picture, counted within the sum of the sections,

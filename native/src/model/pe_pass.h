@@ -87,7 +87,27 @@ void pe_step_shared(pe_pass *p);
 void pe_step_experts(pe_pass *p);
 void pe_step_experts_clamped(pe_pass *p);
 
+/* ---- pe_step_mamba2.c ---- */
+
+void pe_step_mamba2(pe_pass *p);
+
 /* ---- pe_step_shortconv.c ---- */
+
+/* Channels that a thread takes through all tokens. A layer's state has those of a convolution
+ * in such groups, each [n_conv - 1][channels of the group], the oldest token's first. */
+#define PE_CONV_GROUP 64u
+
+/* Weights of a group of n channels from first on: out[tap][PE_CONV_GROUP], of which there
+ * are n_taps, from rows of n_taps. */
+void pe_step_read_taps(float *out, const float *weights, uint64_t first, uint64_t n,
+                       uint64_t n_taps);
+
+/* out[i] = the sum over k, in order, of taps[k][i] * (channel i of token k - n_past), of n channels
+ * of one token, whose own are `newest`; the state moves on by it.
+ * shape    taps: [n_past + 1][PE_CONV_GROUP], state: [n_past][n]
+ * alias    out may be newest */
+void pe_step_convolve(float *out, float *state, const float *taps, const float *newest, uint64_t n,
+                      uint64_t n_past);
 
 void pe_step_shortconv(pe_pass *p);
 

@@ -43,7 +43,8 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     const pe_hparams *hp = &model->hparams;
     const uint64_t d_heads = PE_MAX((uint64_t)hp->n_heads * hp->d_v, hp->d_delta_values);
     const uint64_t d_inner = PE_MAX(hp->d_ff, hp->d_shared);
-    const uint64_t d_widest = PE_MAX(PE_MAX(hp->d_model, d_inner), d_heads);
+    const uint64_t d_mixed = PE_MAX(d_heads, hp->d_inner);  // by heads of either kind
+    const uint64_t d_widest = PE_MAX(PE_MAX(hp->d_model, d_inner), d_mixed);
     const uint64_t n_pairs = hp->d_rot / 2;
     const uint64_t n = n_batch;
     *out_scratch = (pe_scratch){.n_batch = n_batch};
@@ -55,7 +56,7 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     s->rope_freqs = take(s, s->n_rotations * n_pairs, sizeof(float), &ok);
     s->angles = take(s, s->n_rotations * n * n_pairs * 2, sizeof(float), &ok);
     s->x = take(s, n * hp->d_model, sizeof(float), &ok);
-    s->h = take(s, n * PE_MAX(hp->d_model, d_heads), sizeof(float), &ok);
+    s->h = take(s, n * PE_MAX(hp->d_model, d_mixed), sizeof(float), &ok);
     s->q = take(s, n * hp->n_heads * hp->d_k, sizeof(float), &ok);
     s->k = take(s, n * hp->n_kv_heads * hp->d_k, sizeof(float), &ok);
     s->v = take(s, n * hp->n_kv_heads * hp->d_v, sizeof(float), &ok);

@@ -25,7 +25,7 @@ typedef struct pe_scratch {
     float *angles;         // [n_rotations][n_batch][d_rot / 2][2]
     float rope_magnitudes[PE_ROPE_NONE];
     float *x;          // [n_batch][d_model], the residual stream
-    float *h;          // [n_batch][wider of d_model and heads]
+    float *h;          // [n_batch][wider of d_model and heads of either kind]
     float *q;          // [n_batch][n_heads * d_k]
     float *k;          // [n_batch][n_kv_heads * d_k]
     float *v;          // [n_batch][n_kv_heads * d_v]
