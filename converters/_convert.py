@@ -18,7 +18,7 @@ from converters._gguf_writer import Field, build_header, write_gguf
 from converters._lora import Adapter
 from converters._mapping import Mapped, ModelMapping, pair_rows
 from converters._merge import MergedCheckpoint
-from converters._source import Array
+from converters._source import Array, Floats
 from converters._summary import Summary
 from converters._tokenizer_fields import tokenizer_fields
 from converters._types import Choice, Planned
@@ -166,19 +166,27 @@ def _row_pieces(
     where = f"{source} in {checkpoint.file_of(source)}"
     begin = rule.cut[0] * rows
     # Stored rows of one written row: more than one where they are stored as one long vector.
-    each = checkpoint.entries[source].shape[0] // rows if rule.stored else 1
-    for first in range(0, rows, step):
-        end = begin + min(first + step, rows)
-        piece = checkpoint.read_rows(source, (begin + first) * each, end * each)
-        if mapped.head_rows:
-            piece = pair_rows(piece, mapped.head_rows)
-        if rule.shift:
-            piece += np.float32(rule.shift)
-        if rule.negated_exp:
-            piece = -np.exp(piece)
-        if rule.stored:
-            piece = piece.reshape(-1, *mapped.shape[1:])
-        yield _encode.encode(piece, kind, where)
+    one_vector = rule.stored and not mapped.order.rows
+    each = checkpoint.entries[source].shape[0] // rows if one_vector else 1
+    for first, last in mapped.order.rows or ((begin, begin + rows),):
+        for at in range(first, last, step):
+            piece = checkpoint.read_rows(source, at * each, min(at + step, last) * each)
+            yield _encode.encode(_changed(piece, mapped, rule), kind, where)
+
+
+def _changed(piece: Floats, mapped: Mapped, rule: Rule) -> Floats:
+    """What becomes of whole rows."""
+    if mapped.head_rows:
+        piece = pair_rows(piece, mapped.head_rows)
+    if rule.shift:
+        piece += np.float32(rule.shift)
+    if rule.negated_exp:
+        piece = -np.exp(piece)
+    if rule.stored:
+        piece = piece.reshape(-1, *mapped.shape[1:])
+    if mapped.order.columns:
+        piece = np.concatenate([piece[:, a:b] for a, b in mapped.order.columns], axis=1)
+    return piece
 
 
 def _head_pieces(

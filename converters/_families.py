@@ -10,20 +10,26 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
+from converters._families_delta import DELTA
 from converters._families_dense import DENSE
 from converters._families_experts import EXPERTS
 from converters._families_latent import LATENT
 from converters._families_recurrent import RECURRENT
 from converters._family import Family
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS, **LATENT, **RECURRENT})
+FAMILIES: Mapping[str, Family] = MappingProxyType(
+    {**DENSE, **EXPERTS, **LATENT, **RECURRENT, **DELTA}
+)
 
 # Checkpoints that also see, named by what they wrap: the text model's settings lie in
-# text_config, its tensors behind a prefix, and the rest is left out.
+# text_config, its tensors behind a prefix, and the rest is left out. So are layers that guess
+# further tokens ("mtp.").
 WRAPPERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM",),
         "Mistral3ForConditionalGeneration": ("Ministral3ForCausalLM", "MistralForCausalLM"),
+        "Qwen3_5ForConditionalGeneration": ("Qwen3_5ForCausalLM",),
+        "Qwen3_5MoeForConditionalGeneration": ("Qwen3_5MoeForCausalLM",),
     }
 )
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
@@ -32,4 +38,6 @@ LEFT_OUT_PREFIXES = (
     "multi_modal_projector.",
     "model.vision_tower.",
     "model.multi_modal_projector.",
+    "model.visual.",
+    "mtp.",
 )

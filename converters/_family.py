@@ -36,9 +36,11 @@ class Rule:
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
-        stored: The shape in the checkpoint, where it is another of the same numbers.
+        stored: The shape in the checkpoint, where it is another; names as in `shape`.
         exact: Whether it stays F32 whatever type is asked for.
         negated_exp: Whether the values are x of the -e^x that readers want.
+        order: How the stored rows, or columns, change places: a name in `converters._delta_rows`.
+        or_stacked: The stored name and cut where one tensor has all experts instead.
     """
 
     source: str
@@ -58,6 +60,8 @@ class Rule:
     negated_exp: bool = False
     part: tuple[str, ...] = ()
     only: Literal["", "dense", "experts"] = ""
+    order: str = ""
+    or_stacked: tuple[str, tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -166,6 +170,9 @@ class Family:
         adapted: The config in the names and meanings of the other families.
         latent: Keys and values are stored as one latent: multi-head latent attention.
         constants: Further fields, the same for all models.
+        delta: Whether such layers are linear attention by the gated delta rule.
+        rope_sections: How rotated pairs are shared out to a picture's axes, where nothing is said;
+            () for families without such axes.
     """
 
     model_type: str
@@ -194,6 +201,8 @@ class Family:
     adapted: Callable[[Config], Mapping[str, object]] | None = None
     latent: bool = False
     constants: tuple[Field, ...] = ()
+    delta: bool = False
+    rope_sections: tuple[int, ...] = ()
 
 
 ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converters._config import Config
+from converters._delta_rows import AS_STORED, NO_DELTA, ORDERS, DeltaShape, Order
 from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRAPPERS
 from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
@@ -72,6 +73,8 @@ class Shape:
         """Columns of the output projection."""
         return self.heads * self.value_width
 
+    delta: DeltaShape = NO_DELTA
+
     @property
     def q_width(self) -> int:
         """Rows of the query projection."""
@@ -96,6 +99,17 @@ class Shape:
     def three_widths(self) -> int:
         """Rows of three vectors as wide as the model."""
         return 3 * self.width
+
+    @property
+    def two_q_width(self) -> int:
+        """Rows of the query projection, with a gate behind each head."""
+        return 2 * self.q_width
+
+    def size(self, name: str) -> int:
+        """A size by its name; those of linear attention begin with "delta."."""
+        part, _, inner = name.rpartition(".")
+        size: int = getattr(getattr(self, part) if part else self, inner)
+        return size
 
     @property
     def ssm_conv(self) -> int:
@@ -127,6 +141,7 @@ class Mapped:
         packed: The source is MXFP4: blocks and, beside them, scales.
         front: Rows of each head that are passed over in front of those that are taken.
         behind: And behind.
+        order: Which stored rows and columns follow each other.
         data: Computed values.
     """
 
@@ -136,6 +151,7 @@ class Mapped:
     head_rows: int = 0
     rule: Rule | None = None
     packed: bool = False
+    order: Order = AS_STORED
     data: Floats | None = None
     front: int = 0
     behind: int = 0
@@ -216,7 +232,7 @@ class ModelMapping:
         self.shape = Shape(
             layers=config.integer("num_hidden_layers"),
             width=width,
-            ffn_width=config.integer("intermediate_size"),
+            ffn_width=self._ffn_width(),
             heads=heads,
             kv_heads=1 if latent else config.integer("num_key_value_heads", heads),
             head_width=latent.get("rotated_width")
@@ -225,6 +241,7 @@ class ModelMapping:
             **self._expert_sizes(),
             **self._state_sizes(),
             **latent,
+            delta=DeltaShape.read(config) if self.family.delta else NO_DELTA,
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -249,8 +266,14 @@ class ModelMapping:
             )
         self._window, self._windowed = self._read_windows()
 
+    def _ffn_width(self) -> int:
+        """Inner width of a dense layer; 0 where experts have one of their own and it is absent."""
+        only_experts = self.family.expert_width not in ("", "intermediate_size")
+        absent = self._config.values.get("intermediate_size") is None
+        return 0 if only_experts and absent else self._config.integer("intermediate_size")
+
     def _state_sizes(self) -> dict[str, int]:
-        if not self.family.recurrent:
+        if not self.family.recurrent or self.family.delta:
             return {}
         sizes = {"conv": self._config.integer("conv_width")}
         if self._config.values.get("ssm_heads") is not None:
@@ -268,8 +291,9 @@ class ModelMapping:
         experts = config.integer(count)
         if self._n_used > experts:
             raise config.fail("num_experts_per_tok", f"at most the {experts} experts")
-        shared = config.values.get("shared_intermediate_size")
-        width = config.integer("shared_intermediate_size") if shared else 0
+        keys = ("shared_intermediate_size", "shared_expert_intermediate_size")
+        shared = next((k for k in keys if config.values.get(k)), None)
+        width = config.integer(shared) if shared else 0
         if self.family.latent and config.values.get("n_shared_experts"):
             width = config.integer("n_shared_experts") * config.integer(key)
         return {
@@ -290,9 +314,12 @@ class ModelMapping:
         yield Field("block_count", "u32", shape.layers)
         yield Field("context_length", "u32", self.context)
         yield Field("embedding_length", "u32", shape.width)
-        yield Field("feed_forward_length", "u32", shape.ffn_width)
+        if shape.ffn_width:
+            yield Field("feed_forward_length", "u32", shape.ffn_width)
         yield Field("attention.head_count", "u32", shape.heads)
-        kv_heads = [0 if recurrent else shape.kv_heads for recurrent in self._recurrent]
+        # Linear attention is told by a key of its own.
+        absent = [recurrent and not self.family.delta for recurrent in self._recurrent]
+        kv_heads = [0 if no_heads else shape.kv_heads for no_heads in absent]
         yield Field("attention.head_count_kv", "u32", kv_heads if 0 in kv_heads else shape.kv_heads)
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
         if self._explicit_head_width:
@@ -310,6 +337,12 @@ class ModelMapping:
         yield from self._window_fields()
         yield from self._rotation_fields()
         yield from self._scale_fields()
+        if self.family.delta:
+            yield from shape.delta.fields()
+            yield Field("attention.recurrent_layers", "bool", self._recurrent)
+            period = self._config.integer("full_attention_interval", 4)
+            if self._recurrent == [(i + 1) % period != 0 for i in range(shape.layers)]:
+                yield Field("full_attention_interval", "u32", period)
 
     def _extra_fields(self) -> Iterator[Field]:
         for extra in self.family.extras:
@@ -382,9 +415,11 @@ class ModelMapping:
         if not kinds:
             return [False] * n
         if stated is None:
-            stated = ["full_attention"] * n
+            period = self._config.integer("full_attention_interval", 4) if self.family.delta else 1
+            stated = [kinds[0] if (i + 1) % period else "full_attention" for i in range(n)]
         known = {"full_attention": False, "attention": False} | dict.fromkeys(kinds, True)
-        if not isinstance(stated, list) or len(stated) != n or not all(x in known for x in stated):
+        right = isinstance(stated, list) and len(stated) == n
+        if not right or not all(isinstance(x, str) and x in known for x in stated):
             raise self._config.fail(
                 "layer_types", f"{n} times {' or '.join(kinds)} or full_attention"
             )
@@ -472,7 +507,10 @@ class ModelMapping:
         stored: Mapping[str, TensorEntry],
         used: set[str],
     ) -> Mapped:
-        dims: tuple[int, ...] = tuple(getattr(self.shape, name) for name in rule.shape)
+        if rule.or_stacked and rule.or_stacked[0].format(layer) in names:
+            source, cut = rule.or_stacked
+            rule = replace(rule, source=source, suffix="", experts="stacked", cut=cut)
+        dims = tuple(self.shape.size(name) for name in rule.shape)
         n_sources = self.shape.experts if rule.experts == "each" else 1
         sources = [rule.source.format(layer, i) + rule.suffix for i in range(n_sources)]
         packed = rule.experts == "stacked" and f"{sources[0]}_blocks" in names
@@ -493,15 +531,16 @@ class ModelMapping:
             self.shape.head_width if rule.heads and self.family.paired else 0,
             rule,
             packed,
+            ORDERS[rule.order](self.shape.delta) if rule.order else AS_STORED,
             front=getattr(self.shape, rule.part[0]) if rule.part else 0,
             behind=getattr(self.shape, rule.part[1]) if rule.part else 0,
         )
 
     def _stored_shape(self, rule: Rule, dims: tuple[int, ...]) -> tuple[int, ...]:
         """What a checkpoint's tensor has, slowest dimension first."""
-        outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
         if rule.stored:
-            return tuple(getattr(self.shape, name) for name in rule.stored)
+            return tuple(self.shape.size(name) for name in rule.stored)
+        outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
         if rule.part:
             front, behind = (getattr(self.shape, name) for name in rule.part)
             rows, columns = dims[:0:-1] if rule.transposed else dims[1:]
@@ -528,7 +567,7 @@ class ModelMapping:
         for layer in range(self.shape.layers):
             other = "experts" if layer < self.shape.dense_layers else "dense"
             for rule in self.family.recurrent if self._recurrent[layer] else self.family.layer:
-                if rule.only == other or not all(getattr(self.shape, n) for n in rule.shape):
+                if rule.only == other or not all(map(self.shape.size, rule.shape)):
                     continue
                 yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):

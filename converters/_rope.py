@@ -19,6 +19,8 @@ SHORT_FACTORS = "rope_factors_short.weight"
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 # Other names of a kind.
 _SPELLINGS = {"su": "longrope"}
+# Architectures in which a part of a head may be rotated.
+_PARTIAL = ("phi3", "qwen35", "qwen35moe", "qwen3next")
 
 
 class Rope:
@@ -60,8 +62,9 @@ class Rope:
             self.base = rope.number("rope_theta", self.base)
             factor = rope.number("partial_rotary_factor", factor)
         self.dims = int(head_width * factor)
-        if factor != 1.0 and (family.architecture != "phi3" or factor > 1.0 or self.dims % 2):
+        if factor != 1.0 and (family.architecture not in _PARTIAL or factor > 1.0 or self.dims % 2):
             raise (rope or config).fail("partial_rotary_factor", "1.0")
+        self._sections = self._read_sections(rope)
         if rope is not None:
             self._original = self._original_context(config, rope)
             self._read_kind(rope)
@@ -73,7 +76,32 @@ class Rope:
         yield Field("rope.freq_base", "f32", self.base)
         if self.local_base:
             yield Field("rope.freq_base_swa", "f32", self.local_base)
+        if self._sections:
+            yield Field("rope.dimension_sections", "i32", self._sections)
         yield from self._scaling
+
+    def _read_sections(self, rope: Config | None) -> list[int]:
+        """How many pairs belong to time, height and width, which are equal in a text; then 0.
+
+        Readers deal pair i, counted within the sum, to section i % 3 and leave pairs that a
+        section has no room for unrotated, which transformers does not.
+        """
+        if not self._family.rope_sections:
+            return []
+        sections: object = list(self._family.rope_sections)
+        if rope is not None and rope.values.get("mrope_section") is not None:
+            sections = rope.values["mrope_section"]
+        if (
+            not isinstance(sections, list)
+            or len(sections) != 3
+            or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sections)
+            or any(i // 3 >= sections[i % 3] for i in range(min(self.dims // 2, sum(sections))))
+        ):
+            raise (rope or Config({}, "rope_parameters")).fail(
+                "mrope_section", f"three numbers that share out {self.dims // 2} pairs in turn"
+            )
+        # Of a narrow head, those that are left.
+        return [*(min(n, (self.dims // 2 + 2 - k) // 3) for k, n in enumerate(sections)), 0]
 
     def _split(self, both: Config | None) -> tuple[Config | None, Config | None]:
         """The settings of layers without a window, and of those with one."""

@@ -55,7 +55,10 @@ heads, and once: values are the last numbers of keys. With 512 + 64 numbers a la
 its keys' half is unpacked for every batch. Layers that predict further tokens are left out.
 
 Recurrent layers: a session holds a state beside its pages, and checkpoints of it; going back may
-cost computing tokens again (docs/adr/0007).
+cost computing tokens again (docs/adr/0007). Linear attention by the gated delta rule goes token by
+token in one order, never in chunks, so that a prompt has the bits of its tokens one by one.
+
+Layers that predict further tokens (MTP) are left out, of checkpoints and of files.
 
 What is not supported is refused, at convert or at open, with a message that names it: Gemma's
 bidirectional attention, dense layers between ones with experts, images.

@@ -47,7 +47,7 @@ GOLDENS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     ),
 }
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 LATENT = {
     "num_attention_heads": 2,
@@ -60,6 +60,14 @@ LATENT = {
     "moe_intermediate_size": 32,
     "num_experts_per_tok": 2,
     "tie_word_embeddings": False,
+}
+DELTA = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
 }
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"family": "Qwen2"},
@@ -174,6 +182,27 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
         "q_lora_rank": 32,
         "n_routed_experts": 4,
+    },
+    "qwen35": {"family": "Qwen3_5", **DELTA, "num_hidden_layers": 4},
+    "qwen35moe": {
+        "family": "Qwen3_5Moe",
+        **DELTA,
+        "layer_types": [FULL, LINEAR],
+        "linear_num_value_heads": 6,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3next": {
+        "family": "Qwen3Next",
+        **DELTA,
+        "layer_types": [LINEAR, FULL],
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
     },
     "granitehybrid": {
         "family": "GraniteMoeHybrid",

@@ -506,6 +506,43 @@ static void gates(void) {
     }
 }
 
+/* As the gates above: exp off by 4 EPS, sum and quotient rounded once. */
+static void sigmoid_mul(void) {
+    init_kernels();
+    for (uint32_t round = 0; round < 4000; round++) {
+        const size_t n = 1 + round % 40;
+        const float width = round % 3 == 0 ? 85.0f : round % 3 == 1 ? 10.0f : 0.01f;
+        float *gate = guarded(0, n * sizeof *gate);
+        float *x = guarded(1, n * sizeof *x);
+        float expected[40];
+        for (size_t i = 0; i < n; i++) {
+            gate[i] = rng_f32(-width, width);
+            x[i] = rng_f32(-3.0f, 3.0f);
+        }
+        gate[rng_below((uint32_t)n)] = round % 16 == 0 ? NAN : round % 16 == 1 ? INFINITY : 0.0f;
+        x[rng_below((uint32_t)n)] = round % 16 == 2 ? NAN : 1.0f;
+        FOR_EACH_ISA(isa) {
+            float *out = guarded(2, n * sizeof *out);
+            kernels[isa].sigmoid_mul(out, gate, x, n);
+            for (size_t i = 0; i < n && isa == PE_ISA_SCALAR; i++) {
+                const double y = (double)x[i] / (1.0 + exp(-(double)gate[i]));
+                expected[i] = out[i];
+                CHECK(isnan(y) ? is_nan(out[i]) : fabs((double)out[i] - y) <= 6.0 * EPS * fabs(y),
+                      "%g sigmoid(%g): found %g, in double %g", (double)x[i], (double)gate[i],
+                      (double)out[i], y);
+            }
+            CHECK_U64(first_difference(out, expected, n), n);
+            memcpy(out, gate, n * sizeof *out);
+            kernels[isa].sigmoid_mul(out, out, x, n);
+            CHECK_U64(first_difference(out, expected, n), n);
+            memcpy(out, x, n * sizeof *out);
+            kernels[isa].sigmoid_mul(out, gate, out, n);
+            CHECK_U64(first_difference(out, expected, n), n);
+        }
+        check_guards();
+    }
+}
+
 /* The exponential by itself: the softmax sum of one score, seen from maximum 0. */
 static void exponential(void) {
     init_kernels();
@@ -534,7 +571,7 @@ int main(void) {
     static const test_case tests[] = {
         TEST(attend_f32),         TEST(attend_f16), TEST(attend_q8_0), TEST(attend_q4_0),
         TEST(attend_not_numbers), TEST(rms_norm),   TEST(silu_mul),    TEST(gates),
-        TEST(exponential),        TEST(turning),
+        TEST(exponential),        TEST(turning),    TEST(sigmoid_mul),
     };
     return run_tests(tests, PE_LEN(tests));
 }

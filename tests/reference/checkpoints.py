@@ -40,7 +40,16 @@ _LONG = {
 }
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 _WINDOW = {"use_sliding_window": True, "sliding_window": 37}
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+_SLIDING, _FULL, _LINEAR_LAYER = "sliding_attention", "full_attention", "linear_attention"
+_DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+}
 
 _LATENT = {
     "num_key_value_heads": 4,
@@ -375,6 +384,51 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "mamba_n_heads": 2,
         "attention_multiplier": 0.25,
     },
+    "qwen35": {"family": "Qwen3_5", **_DELTA},
+    "qwen35 other": {
+        "family": "Qwen3_5",
+        **_DELTA,
+        "num_hidden_layers": 5,
+        "layer_types": [_FULL, _LINEAR_LAYER, _FULL, _LINEAR_LAYER, _LINEAR_LAYER],
+        "linear_num_value_heads": 2,
+        "linear_conv_kernel_dim": 3,
+        "linear_key_head_dim": 24,
+        "linear_value_head_dim": 24,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 1e5,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    },
+    "qwen35 wide": {
+        "family": "Qwen3_5",
+        **_DELTA,
+        "linear_num_key_heads": 3,
+        "linear_num_value_heads": 6,
+        "linear_value_head_dim": 20,
+    },
+    "qwen35moe": {
+        "family": "Qwen3_5Moe",
+        **_DELTA,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    },
+    "qwen3next": {
+        "family": "Qwen3Next",
+        **_DELTA,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 32,
+    },
 }
 
 
@@ -416,18 +470,23 @@ def save_checkpoint(
         "sliding_window": None,
     } | copy.deepcopy(variant)
     options.pop("family", None)
-    config = getattr(transformers, f"{family}{'TextConfig' if family == 'Gemma3' else 'Config'}")
+    inner = family in ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
+    config = getattr(transformers, f"{family}{'TextConfig' if inner else 'Config'}")
     model: Any = getattr(transformers, f"{family}ForCausalLM")(config(**options))
-    # Gemma's norms add 1 to their weights themselves.
-    center = 0.0 if family.startswith("Gemma") else 1.0
+    # Some norms add 1 to their weights themselves.
+    center = 0.0 if family.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) else 1.0
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
             weight.normal_(generator=generator)
-            if name.endswith(".A_log"):
+            if name.endswith("linear_attn.A_log"):
+                weight.sub_(2.0)  # some heads forget at once, some hardly
+            elif name.endswith(".A_log"):
                 weight.sub_(3.0)  # a memory of some ten tokens
             elif name.endswith(".bias"):
                 weight.mul_(0.3)
+            elif name.endswith("linear_attn.norm.weight"):
+                weight.mul_(0.2).add_(1.0)
             elif weight.ndim == 1:
                 weight.mul_(0.2).add_(center)
             else:

@@ -238,6 +238,7 @@ DIFFERENT_THERE = {
     "deepseek2 lite": "knows models whose queries have no latent by their number of layers",
     "deepseek3 other": "the same, and scales scores where only angles are scaled",
     "granitehybrid dense": "cannot do without the convolution's bias",
+    "qwen35 wide": "has keys and values of one width in linear attention",
     "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
 }
 

@@ -21,7 +21,7 @@
  *     SCORE_ROWS, SCORE_VECS, MIX_ROWS, MIX_VECS
  *                            sizes of the two register tiles; powers of two
  *
- * and then includes this. Numeric contracts are those of pe_kernels.h.
+ * and then includes this, and delta.h. Numeric contracts are those of pe_kernels.h.
  */
 #ifndef PE_KERNELS_ATTEND_H
 #define PE_KERNELS_ATTEND_H
@@ -440,6 +440,14 @@ static void clamped_mul(float *out, const float *gate, const float *up, size_t n
     }
 }
 
+static void sigmoid_mul(float *out, const float *gate, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec minus = vec_sub(vec_all(-0.0f), load_part(gate + i, n - i));
+        const vec below = vec_add(vec_all(1.0f), vec_exp(minus));
+        store_part(out + i, load_part(x + i, n - i) / below, n - i);
+    }
+}
+
 static void softcap(float *x, size_t n, float cap) {
     for (size_t i = 0; i < n; i += LANES) {
         store_part(x + i, vec_softcap(load_part(x + i, n - i), cap), n - i);
@@ -474,6 +482,7 @@ INLINE void init_attend(pe_kernels *kernels) {
     kernels->attend = attend;
     kernels->gelu_mul = gelu_mul;
     kernels->clamped_mul = clamped_mul;
+    kernels->sigmoid_mul = sigmoid_mul;
     kernels->softcap = softcap;
 }
 

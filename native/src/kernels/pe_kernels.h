@@ -132,6 +132,22 @@ typedef struct pe_kernels {
      * alias    out may be gate or up */
     void (*clamped_mul)(float *out, const float *gate, const float *up, size_t n, float limit);
 
+    /* out[i] = x[i] / (1 + exp(-gate[i])).
+     * alias    out may be gate or x, which may be one */
+    void (*sigmoid_mul)(float *out, const float *gate, const float *x, size_t n);
+
+    /* One token of the gated delta rule (arXiv:2412.06464), for a head's values or some of
+     * them: the state S forgets, learns that k means v, and is asked for q.
+     *     u = share (v - decay S^T k);  S = decay S + k u^T;  out = S^T q
+     * shape    state: [d_k][n_v]; q, k: [d_k]; v, out: [n_v]
+     * alias    out may be v
+     * numeric  each column j by itself, sums over rows i in order from +0:
+     *          sum = fma(k[i], state[i][j], sum); then u = share * (v[j] - decay * sum);
+     *          then state[i][j] = fma(k[i], u, decay * state[i][j]);
+     *          out[j] = fma(q[i], state[i][j], out[j]) */
+    void (*delta)(float *state, float *out, const float *q, const float *k, const float *v,
+                  size_t d_k, size_t n_v, float decay, float share);
+
     /* x[i] = cap * tanh(x[i] / cap), see PE_SOFTCAP. */
     void (*softcap)(float *x, size_t n, float cap);
 

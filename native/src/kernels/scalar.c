@@ -229,6 +229,12 @@ static void clamped_mul_scalar(float *out, const float *gate, const float *up, s
     }
 }
 
+static void sigmoid_mul_scalar(float *out, const float *gate, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] / (1.0f + exp_f32(-gate[i]));
+    }
+}
+
 static float softcap_one(float x, float cap) {
     const float e = exp_f32(x * (2.0f / cap));
     return cap * (1.0f - 2.0f / (e + 1.0f));
@@ -249,6 +255,24 @@ static void ssm_scan_scalar(float *out, float *state, const float *x, const floa
             state[i] = fmaf(b[i], x[r], state[i] * decay);
         }
         out[r] = dot_float(state, c, n, widen_f32);
+    }
+}
+
+static void delta_scalar(float *state, float *out, const float *q, const float *k, const float *v,
+                         size_t d_k, size_t n_v, float decay, float share) {
+    for (size_t j = 0; j < n_v; j++) {
+        float sum = 0.0f;
+        for (size_t i = 0; i < d_k; i++) {
+            sum = fmaf(k[i], state[i * n_v + j], sum);
+        }
+        const float u = share * (v[j] - decay * sum);
+        float answer = 0.0f;
+        for (size_t i = 0; i < d_k; i++) {
+            float *s = &state[i * n_v + j];
+            *s = fmaf(k[i], u, decay * *s);
+            answer = fmaf(q[i], *s, answer);
+        }
+        out[j] = answer;
     }
 }
 
@@ -415,6 +439,8 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     kernels->silu_mul = silu_mul_scalar;
     kernels->gelu_mul = gelu_mul_scalar;
     kernels->clamped_mul = clamped_mul_scalar;
+    kernels->sigmoid_mul = sigmoid_mul_scalar;
+    kernels->delta = delta_scalar;
     kernels->softcap = softcap_scalar;
     kernels->ssm_scan = ssm_scan_scalar;
     kernels->open_keys[PE_KV_F32] = open_keys_f32_scalar;

@@ -17,7 +17,10 @@ static const pe_arch *const ARCHS[] = {
     &pe_arch_phi3,
     &pe_arch_qwen2,
     &pe_arch_qwen3,
+    &pe_arch_qwen35,
+    &pe_arch_qwen35moe,
     &pe_arch_qwen3moe,
+    &pe_arch_qwen3next,
     &pe_arch_smollm3,
     // clang-format on
 };

@@ -58,14 +58,13 @@ typedef struct pe_hparams {
     uint32_t d_expert;            // inner width of an expert
     uint32_t d_shared;            // of the expert that every token goes through; 0: none
     uint32_t experts_are_normed;  // weights of the chosen ones sum to 1
-    // layers with a state
-    uint32_t n_conv;           // tokens that a causal convolution sees, its own included
-    float experts_scale;       // they are multiplied by it; 0: by nothing
-    uint32_t expert_gating;    // a pe_gating
-    uint32_t n_expert_groups;  // neighbours, of which only the best groups are chosen from
+    float experts_scale;          // they are multiplied by it; 0: by nothing
+    uint32_t expert_gating;       // a pe_gating
+    uint32_t n_expert_groups;     // neighbours, of which only the best groups are chosen from
     uint32_t n_expert_groups_used;
     uint32_t n_shared;        // d_shared is as many times d_expert; 0: as stated
     uint32_t n_dense_layers;  // in front of those with experts
+    uint32_t n_predictors;    // layers behind the last that predict further tokens: left out
     // latent attention (arXiv:2405.04434): d_k and d_v are those of the one KV head, whose
     // keys are d_rot rotated numbers and the latent, and whose values are the latent
     uint32_t d_latent;      // 0: keys and values are stored as they are
@@ -73,11 +72,16 @@ typedef struct pe_hparams {
     uint32_t d_head_k;      // of a query before it is absorbed, its last d_rot rotated
     uint32_t d_head_v;      // of a head's output
     uint32_t has_split_kv;  // projections out of the latent lie in two tensors, not in one
-    uint32_t n_predictors;  // layers behind the last that predict further tokens: left out
-    uint32_t d_inner;       // of Mamba-2: width of all its heads together
-    uint32_t d_state;       // numbers that a head remembers for each of its dimensions
-    uint32_t n_ssm_heads;   // of d_inner / n_ssm_heads dimensions
-    uint32_t n_ssm_groups;  // of heads that share B and C, and of dimensions normed together
+    // layers with a state
+    uint32_t n_conv;           // tokens that a causal convolution sees, its own included
+    uint32_t d_inner;          // of Mamba-2: width of all its heads together
+    uint32_t d_state;          // numbers that a head remembers for each of its dimensions
+    uint32_t n_ssm_heads;      // of d_inner / n_ssm_heads dimensions
+    uint32_t n_ssm_groups;     // of heads that share B and C, and of dimensions normed together
+    uint32_t n_delta_k_heads;  // of the gated delta rule, for queries as well
+    uint32_t n_delta_v_heads;  // a multiple of them
+    uint32_t d_delta_k;        // width of a query or key head
+    uint32_t d_delta_values;   // of all value heads
 } pe_hparams;
 
 /* What a router's logits become. */
@@ -119,6 +123,7 @@ typedef enum pe_hparam_absent {
     PE_ABSENT_HEAD_WIDTH,  // d_model / n_heads
     PE_ABSENT_D_K,         // d_k
     PE_ABSENT_D_FF,        // d_ff
+    PE_ABSENT_EXPERT_FF,   // expert_feed_forward_length, which must then be there
     PE_ABSENT_CTX,         // n_ctx_train
     PE_ABSENT_ROPE_BASE,   // rope_base
     PE_ABSENT_ROOT_WIDTH,  // sqrt(d_model)
@@ -159,21 +164,27 @@ typedef enum pe_dim {
     PE_DIM_CONV,       // n_conv
     PE_DIM_THREE_MODEL,
     // of latent attention; 0 where the file has another form of the weight
-    PE_DIM_LATENT,      // d_latent
-    PE_DIM_LATENT_KEY,  // d_rot + d_latent
-    PE_DIM_QUERY,       // d_query
-    PE_DIM_Q_DIRECT,    // n_heads * d_head_k without d_query
-    PE_DIM_Q_INDIRECT,  // with it
-    PE_DIM_K_SPLIT,     // d_latent
-    PE_DIM_V_SPLIT,     // d_head_v
-    PE_DIM_KV_HEAD,     // d_head_k - d_rot + d_head_v
-    PE_DIM_KV_HEADS,    // of all heads
-    PE_DIM_NOPE,        // d_head_k - d_rot
-    PE_DIM_HEADS_OUT,   // n_heads * d_head_v
-    PE_DIM_INNER,       // d_inner
-    PE_DIM_SSM_IN,      // z, what is convolved, a time step for each head
-    PE_DIM_SSM_CONV,    // x, B and C of all groups
-    PE_DIM_SSM_HEADS,   // n_ssm_heads
+    PE_DIM_LATENT,          // d_latent
+    PE_DIM_LATENT_KEY,      // d_rot + d_latent
+    PE_DIM_QUERY,           // d_query
+    PE_DIM_Q_DIRECT,        // n_heads * d_head_k without d_query
+    PE_DIM_Q_INDIRECT,      // with it
+    PE_DIM_K_SPLIT,         // d_latent
+    PE_DIM_V_SPLIT,         // d_head_v
+    PE_DIM_KV_HEAD,         // d_head_k - d_rot + d_head_v
+    PE_DIM_KV_HEADS,        // of all heads
+    PE_DIM_NOPE,            // d_head_k - d_rot
+    PE_DIM_HEADS_OUT,       // n_heads * d_head_v
+    PE_DIM_INNER,           // d_inner
+    PE_DIM_SSM_IN,          // z, what is convolved, a time step for each head
+    PE_DIM_SSM_CONV,        // x, B and C of all groups
+    PE_DIM_SSM_HEADS,       // n_ssm_heads
+    PE_DIM_TWO_Q,           // queries, each head with a gate behind it
+    PE_DIM_DELTA_CHANNELS,  // queries, keys and values of the gated delta rule
+    PE_DIM_DELTA_VALUES,    // d_delta_values
+    PE_DIM_DELTA_V,         // of one head
+    PE_DIM_DELTA_HEADS,     // n_delta_v_heads
+    PE_DIM_TWO_DELTA_HEADS,
     PE_DIM_SSM_GROUPS,
     PE_DIM_SSM_GROUP  // d_inner / n_ssm_groups
 } pe_dim;
@@ -232,6 +243,17 @@ typedef enum pe_slot {
     PE_W_ATTN_K_B,   // transposed: from a query to the latent
     PE_W_ATTN_V_B,   // from the latent to a head's output
     PE_W_ATTN_KV_B,  // or both, not transposed, head by head
+    PE_W_SHARED_SWITCH,
+    PE_W_DELTA_QKV,
+    PE_W_DELTA_GATE,
+    PE_W_DELTA_BETA,
+    PE_W_DELTA_ALPHA,
+    PE_W_DELTA_BETA_ALPHA,
+    PE_W_DELTA_CONV,
+    PE_W_DELTA_STEP_BIAS,
+    PE_W_DELTA_RATE,
+    PE_W_DELTA_NORM,
+    PE_W_DELTA_OUT,
     PE_W_SSM_IN,
     PE_W_SSM_CONV,
     PE_W_SSM_CONV_BIAS,
@@ -287,10 +309,14 @@ typedef enum pe_step_kind {
     PE_STEP_EXPERTS,          // x += residual_scale (weighted sum of the chosen experts of h);
                               // h stays
     PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
-    PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h)
+    PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h),
+                              // times the sigmoid of its switch, if that is there
     PE_STEP_SHORTCONV,        // b, c, u = projections of h; h = c * causal convolution of b * u
     PE_STEP_LATENT_QK,        // q = queries of h, absorbed; k = rotated part and latent of h
     PE_STEP_LATENT_OUT,       // h = each head's output of its mixed latent
+    PE_STEP_QKV_GATED,        // as QKV, and a gate behind each head's query
+    PE_STEP_GATE_HEADS,       // h = sigmoid(those gates) * h
+    PE_STEP_DELTA,            // h = normed and gated output of a layer of the gated delta rule
     PE_STEP_MAMBA2            // h = the normed and gated output of Mamba-2's heads (2405.21060)
 } pe_step_kind;
 
@@ -309,6 +335,7 @@ typedef struct pe_step_list {
 typedef enum pe_state_kind {
     PE_STATE_NONE,
     PE_STATE_SHORTCONV,  // [n_conv - 1][d_model]: the convolution's last inputs, oldest first
+    PE_STATE_DELTA,      // such inputs, and for each value head a matrix [d_delta_k][values]
     PE_STATE_MAMBA2      // the same of x, B and C, filled up to whole lines; then
                          // [n_ssm_heads][d_inner / n_ssm_heads][d_state]
 } pe_state_kind;
@@ -326,6 +353,9 @@ typedef struct pe_arch {
     uint32_t window_period;       // the last layer of each period has no window; 0: all have one
     uint32_t nope_period;         // the last layer of each period is not rotated; 0: all are
     bool local_rope_is_unscaled;  // in windowed layers
+    bool queries_are_gated;       // each head of them has a gate behind it
+    bool delta_heads_alternate;   // value head i goes with key head i modulo their number, not
+                                  // with its neighbours to one
 } pe_arch;
 
 extern const pe_arch pe_arch_deepseek2;
@@ -342,7 +372,10 @@ extern const pe_arch pe_arch_olmo2;
 extern const pe_arch pe_arch_phi3;
 extern const pe_arch pe_arch_qwen2;
 extern const pe_arch pe_arch_qwen3;
+extern const pe_arch pe_arch_qwen35;
+extern const pe_arch pe_arch_qwen35moe;
 extern const pe_arch pe_arch_qwen3moe;
+extern const pe_arch pe_arch_qwen3next;
 extern const pe_arch pe_arch_smollm3;
 
 /* The descriptor at an index, or NULL past the last. */

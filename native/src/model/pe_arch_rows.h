@@ -14,7 +14,7 @@
     PE_ROW("block_count", n_layers, U32, ERROR, 0),                                                \
         PE_ROW("context_length", n_ctx_train, U32, ERROR, 0),                                      \
         PE_ROW("embedding_length", d_model, U32, ERROR, 0),                                        \
-        PE_ROW("feed_forward_length", d_ff, U32, ERROR, 0),                                        \
+        PE_ROW("feed_forward_length", d_ff, U32, EXPERT_FF, 0),                                    \
         PE_ROW("attention.head_count", n_heads, U32, ERROR, 0),                                    \
         PE_ROW("attention.head_count_kv", n_kv_heads, U32_BY_LAYER, HEADS, 0),                     \
         PE_ROW("attention.key_length", d_k, U32, HEAD_WIDTH, 0),                                   \
@@ -154,6 +154,50 @@
 #define PE_RECURRENT(slot, name, rows, cols, flags)                                                \
     {slot, name, PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_RECURRENT | (flags), 0, 0}
 
+/* Of the gated delta rule, but for the two numbers of each head. */
+#define PE_SLOTS_DELTA                                                                             \
+    PE_RECURRENT(PE_W_DELTA_QKV, "blk.attn_qkv.weight", DELTA_CHANNELS, MODEL, 0),                 \
+        PE_RECURRENT(PE_W_DELTA_GATE, "blk.attn_gate.weight", DELTA_VALUES, MODEL, 0),             \
+        PE_RECURRENT(PE_W_DELTA_CONV, "blk.ssm_conv1d.weight", DELTA_CHANNELS, CONV,               \
+                     PE_SLOT_VECTOR),                                                              \
+        PE_RECURRENT(PE_W_DELTA_STEP_BIAS, "blk.ssm_dt.bias", ONE, DELTA_HEADS, PE_SLOT_VECTOR),   \
+        PE_RECURRENT(PE_W_DELTA_RATE, "blk.ssm_a", ONE, DELTA_HEADS, PE_SLOT_VECTOR),              \
+        PE_RECURRENT(PE_W_DELTA_NORM, "blk.ssm_norm.weight", ONE, DELTA_V, PE_SLOT_VECTOR),        \
+        PE_RECURRENT(PE_W_DELTA_OUT, "blk.ssm_out.weight", MODEL, DELTA_VALUES, 0)
+
+/* Apart, or together: those of a key head's values, first how much they learn. */
+#define PE_SLOTS_DELTA_APART                                                                       \
+    PE_RECURRENT(PE_W_DELTA_BETA, "blk.ssm_beta.weight", DELTA_HEADS, MODEL, 0),                   \
+        PE_RECURRENT(PE_W_DELTA_ALPHA, "blk.ssm_alpha.weight", DELTA_HEADS, MODEL, 0)
+#define PE_SLOTS_DELTA_TOGETHER                                                                    \
+    PE_RECURRENT(PE_W_DELTA_BETA_ALPHA, "blk.ssm_ba.weight", TWO_DELTA_HEADS, MODEL, 0)
+
+/* Attention whose queries have gates, and normed heads. */
+#define PE_SLOTS_ATTN_GATED                                                                        \
+    PE_ATTN_MATRIX(PE_W_ATTN_Q, "blk.attn_q", TWO_Q, MODEL),                                       \
+        PE_ATTN_MATRIX(PE_W_ATTN_K, "blk.attn_k", K, MODEL),                                       \
+        PE_ATTN_MATRIX(PE_W_ATTN_V, "blk.attn_v", V, MODEL),                                       \
+        PE_ATTN_MATRIX(PE_W_ATTN_OUT, "blk.attn_output", MODEL, HEADS), PE_SLOTS_NORM_HEADS,       \
+        PE_VECTOR(PE_W_ATTN_NORM, "blk.attn_norm.weight", MODEL),                                  \
+        PE_VECTOR(PE_W_ATTN_POST_NORM, "blk.post_attention_norm.weight", MODEL)
+
+#define PE_SLOTS_SHARED_SWITCHED                                                                   \
+    PE_SLOTS_SHARED, {PE_W_SHARED_SWITCH,                                                          \
+                      "blk.ffn_gate_inp_shexp.weight",                                             \
+                      PE_DIM_ONE,                                                                  \
+                      PE_DIM_MODEL,                                                                \
+                      PE_SLOT_EXPERTS | PE_SLOT_VECTOR,                                            \
+                      0,                                                                           \
+                      0}
+
+#define PE_HPARAMS_DELTA                                                                           \
+    PE_ROW("ssm.conv_kernel", n_conv, U32, ERROR, 0),                                              \
+        PE_ROW("ssm.group_count", n_delta_k_heads, U32, ERROR, 0),                                 \
+        PE_ROW("ssm.time_step_rank", n_delta_v_heads, U32, ERROR, 0),                              \
+        PE_ROW("ssm.state_size", d_delta_k, U32, ERROR, 0),                                        \
+        PE_ROW("ssm.inner_size", d_delta_values, U32, ERROR, 0),                                   \
+        PE_ROW("nextn_predict_layers", n_predictors, U32, VALUE, 0)
+
 /* ---- steps ------------------------------------------------------------ */
 
 #define PE_DO(kind) {PE_STEP_##kind, PE_W_NONE, PE_W_NONE}
@@ -162,6 +206,14 @@
 
 #define PE_STEPS_SWIGLU PE_DO(SWIGLU), PE_PROJECT(FFN_DOWN), PE_DO(ADD)
 #define PE_STEPS_ATTEND PE_DO(ATTEND), PE_PROJECT(ATTN_OUT), PE_DO(ADD)
+
+#define PE_STEPS_ATTEND_GATED                                                                      \
+    PE_DO_WITH(RMS_NORM, ATTN_NORM), PE_DO(QKV_GATED), PE_DO(NORM_QK), PE_DO(ROPE_HALVES),         \
+        PE_DO(ATTEND), PE_DO(GATE_HEADS), PE_DO_WITH(PROJECT, ATTN_OUT), PE_DO(ADD),               \
+        PE_DO_WITH(RMS_NORM, ATTN_POST_NORM)
+#define PE_STEPS_DELTA                                                                             \
+    PE_DO_WITH(RMS_NORM, ATTN_NORM), PE_DO(DELTA), PE_DO_WITH(PROJECT, DELTA_OUT), PE_DO(ADD),     \
+        PE_DO_WITH(RMS_NORM, ATTN_POST_NORM)
 
 #define PE_STEP_LIST(list) {list, PE_LEN(list)}
 #define PE_TABLES(hparam_rows, slot_rows)                                                          \

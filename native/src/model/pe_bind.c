@@ -110,6 +110,12 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     case PE_DIM_KV_HEADS: return hp->has_split_kv ? 0 : hp->n_heads * kv_head;
     case PE_DIM_NOPE: return hp->d_head_k - hp->d_rot;
     case PE_DIM_HEADS_OUT: return (uint64_t)hp->n_heads * hp->d_head_v;
+    case PE_DIM_TWO_Q: return 2 * q;
+    case PE_DIM_DELTA_CHANNELS: return pe_hparams_delta_channels(hp);
+    case PE_DIM_DELTA_VALUES: return hp->d_delta_values;
+    case PE_DIM_DELTA_V: return pe_hparams_delta_v(hp);
+    case PE_DIM_DELTA_HEADS: return hp->n_delta_v_heads;
+    case PE_DIM_TWO_DELTA_HEADS: return 2 * (uint64_t)hp->n_delta_v_heads;
     case PE_DIM_INNER: return hp->d_inner;
     case PE_DIM_SSM_IN: return pe_hparams_mix_width(hp, PE_STATE_MAMBA2);
     case PE_DIM_SSM_CONV: return pe_hparams_ssm_conv(hp);

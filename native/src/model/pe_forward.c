@@ -45,6 +45,9 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
     case PE_STEP_LATENT_QK: pe_step_latent_qk(p); break;
     case PE_STEP_LATENT_OUT: pe_step_latent_out(p); break;
+    case PE_STEP_QKV_GATED: pe_step_qkv_gated(p); break;
+    case PE_STEP_GATE_HEADS: pe_step_gate_heads(p); break;
+    case PE_STEP_DELTA: pe_step_delta(p); break;
     case PE_STEP_MAMBA2: pe_step_mamba2(p); break;
     }
 }

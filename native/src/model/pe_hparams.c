@@ -56,6 +56,9 @@ static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arc
                           const pe_file *file, pe_error *err) {
     void *field = (uint8_t *)hp + row->field;
     const pe_meta *meta = find_hparam(file, arch, row->key);
+    if (meta == NULL && row->absent == PE_ABSENT_EXPERT_FF) {
+        meta = find_hparam(file, arch, "expert_feed_forward_length");
+    }
     if (meta != NULL) {
         switch (row->kind) {
         case PE_HPARAM_U32: return pe_meta_get_u32(field, meta, err);
@@ -68,6 +71,7 @@ static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arc
     float f32 = row->value;
     switch (row->absent) {
     case PE_ABSENT_ERROR:
+    case PE_ABSENT_EXPERT_FF:
         return pe_fail(err, PE_ERR_FORMAT, "%s: %s.%s: expected a value, found no such key",
                        pe_file_path(file), arch->name, row->key);
     case PE_ABSENT_VALUE: break;
@@ -235,6 +239,9 @@ uint64_t pe_hparams_state_floats(const pe_hparams *hp, pe_state_kind kind) {
     switch (kind) {
     case PE_STATE_NONE: return 0;
     case PE_STATE_SHORTCONV: return (uint64_t)(hp->n_conv - 1) * hp->d_model;
+    case PE_STATE_DELTA:
+        return (uint64_t)(hp->n_conv - 1) * pe_hparams_delta_channels(hp) +
+               (uint64_t)hp->d_delta_k * hp->d_delta_values;
     case PE_STATE_MAMBA2: return pe_hparams_ssm_first(hp) + (uint64_t)hp->d_inner * hp->d_state;
     }
     return 0;
@@ -244,20 +251,32 @@ uint64_t pe_hparams_mix_width(const pe_hparams *hp, pe_state_kind kind) {
     switch (kind) {
     case PE_STATE_NONE: return 0;
     case PE_STATE_SHORTCONV: return 3 * (uint64_t)hp->d_model;
+    case PE_STATE_DELTA:
+        return pe_hparams_delta_channels(hp) + hp->d_delta_values +
+               2 * (uint64_t)hp->n_delta_v_heads;
     case PE_STATE_MAMBA2: return hp->d_inner + pe_hparams_ssm_conv(hp) + hp->n_ssm_heads;
     }
     return 0;
 }
 
-/* Widths are bounded so that no product of them overflows. */
-static pe_status check_state(const pe_hparams *hp, pe_state_kind kind, const pe_file *file,
-                             pe_error *err) {
-    if (kind != PE_STATE_NONE) {
-        PE_TRY(in_range("tokens of the convolution", hp->n_conv, 1, PE_MAX_CONV, file, err));
+static pe_status check_delta(const pe_hparams *hp, const pe_file *file, pe_error *err) {
+    PE_TRY(in_range("key heads of the delta rule", hp->n_delta_k_heads, 1, MAX_HEADS, file, err));
+    PE_TRY(in_range("value heads of the delta rule", hp->n_delta_v_heads, 1, MAX_HEADS, file, err));
+    PE_TRY(in_range("key length of the delta rule", hp->d_delta_k, 1,
+                    MAX_WIDTH / hp->n_delta_k_heads, file, err));
+    PE_TRY(in_range("values of the delta rule", hp->d_delta_values, 1, MAX_WIDTH, file, err));
+    if (hp->n_delta_v_heads % hp->n_delta_k_heads != 0 ||
+        hp->d_delta_values % hp->n_delta_v_heads != 0) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: delta rule: expected value heads that are a multiple of the %u key"
+                       " heads and share %u values, found %u",
+                       pe_file_path(file), hp->n_delta_k_heads, hp->d_delta_values,
+                       hp->n_delta_v_heads);
     }
-    if (kind != PE_STATE_MAMBA2) {
-        return PE_OK;
-    }
+    return PE_OK;
+}
+
+static pe_status check_mamba2(const pe_hparams *hp, const pe_file *file, pe_error *err) {
     PE_TRY(in_range("inner width of Mamba layers", hp->d_inner, 1, MAX_WIDTH, file, err));
     PE_TRY(in_range("state size", hp->d_state, 1, MAX_STATE, file, err));
     PE_TRY(in_range("number of Mamba heads", hp->n_ssm_heads, 1, MAX_HEADS, file, err));
@@ -297,6 +316,52 @@ static pe_status derive(pe_hparams *hp, const pe_arch *arch, const pe_file *file
     return in_range("leading dense layers", hp->n_dense_layers, 0, hp->n_layers, file, err);
 }
 
+/* Widths are bounded so that no product of them overflows. */
+static pe_status check_state(const pe_hparams *hp, pe_state_kind kind, const pe_file *file,
+                             pe_error *err) {
+    if (kind != PE_STATE_NONE) {
+        PE_TRY(in_range("tokens of the convolution", hp->n_conv, 1, PE_MAX_CONV, file, err));
+    }
+    switch (kind) {
+    case PE_STATE_DELTA: return check_delta(hp, file, err);
+    case PE_STATE_MAMBA2: return check_mamba2(hp, file, err);
+    default: return PE_OK;
+    }
+}
+
+/* Pair i of a head belongs to axis i % 3 of a picture, counted within the sum of the sections,
+ * as long as that axis' section has room. In a text all three positions are one; a pair of a
+ * fourth kind would stand still, and there is no model that wants it. */
+static pe_status check_sections(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
+                                pe_error *err) {
+    const pe_meta *meta = find_hparam(file, arch, "rope.dimension_sections");
+    if (meta == NULL) {
+        return PE_OK;
+    }
+    uint32_t sections[4] = {0};
+    uint64_t n_pairs = 0;
+    for (uint32_t i = 0; i < PE_LEN(sections); i++) {
+        if (!pe_meta_u32_at(&sections[i], meta, i)) {
+            return pe_fail(err, PE_ERR_FORMAT,
+                           "%s: %s.rope.dimension_sections: expected an array of four numbers,"
+                           " found another value",
+                           pe_file_path(file), arch->name);
+        }
+        n_pairs += sections[i];
+    }
+    for (uint32_t i = 0; i < hp->d_rot / 2; i++) {
+        const uint64_t at = n_pairs > 0 ? i % n_pairs : i;
+        if (at / 3 >= sections[at % 3]) {
+            return pe_fail(err, PE_ERR_UNSUPPORTED,
+                           "%s: %s.rope.dimension_sections: expected three sections that share %u"
+                           " pairs in turn, found %u, %u, %u, %u",
+                           pe_file_path(file), arch->name, hp->d_rot / 2, sections[0], sections[1],
+                           sections[2], sections[3]);
+        }
+    }
+    return PE_OK;
+}
+
 static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
                                pe_error *err) {
     pe_file_info info;
@@ -320,6 +385,10 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
     PE_TRY(check_scales(hp, file, err));
     PE_TRY(check_experts(hp, arch, file, err));
     PE_TRY(check_state(hp, arch->state, file, err));
+    PE_TRY(check_sections(hp, arch, file, err));
+    if (arch->queries_are_gated) {
+        PE_TRY(in_range("value length", hp->d_v, hp->d_k, hp->d_k, file, err));
+    }
     if (hp->n_heads % hp->n_kv_heads != 0) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: heads: expected a multiple of the %u KV heads, found %u",
@@ -356,9 +425,18 @@ static pe_status read_flag(bool *out, const pe_meta *meta, uint32_t period, uint
     return PE_OK;
 }
 
-/* Whether a layer has a state: those without KV heads, where the architecture has such. */
+/* The last layer of each period is attention, where files do not list them. */
+#define ATTENTION_PERIOD 4u
+
+/* Whether a layer has a state: by a key of its own, or those without KV heads, where the
+ * architecture has such. */
 static pe_status read_recurrent(bool *out, const pe_hparams *hp, uint32_t layer,
                                 const pe_arch *arch, const pe_file *file, pe_error *err) {
+    if (arch->state == PE_STATE_DELTA) {
+        const pe_meta *flags = find_hparam(file, arch, "attention.recurrent_layers");
+        const pe_meta *period = find_hparam(file, arch, "full_attention_interval");
+        return read_flag(out, flags != NULL ? flags : period, ATTENTION_PERIOD, layer, file, err);
+    }
     const pe_meta *meta = find_hparam(file, arch, "attention.head_count_kv");
     uint32_t n_kv_heads = hp->n_kv_heads;
     if (meta != NULL && meta->type == PE_META_ARRAY) {

@@ -16,6 +16,15 @@ pe_status pe_hparams_read(pe_hparams *out, const pe_arch *arch, const pe_file *f
 /* Floats that a recurrent layer of this kind remembers. */
 uint64_t pe_hparams_state_floats(const pe_hparams *hp, pe_state_kind kind);
 
+/* Queries, keys and values of a layer of the gated delta rule, and the width of a value head;
+ * 0 in models without such layers. */
+static inline uint64_t pe_hparams_delta_channels(const pe_hparams *hp) {
+    return 2 * (uint64_t)hp->n_delta_k_heads * hp->d_delta_k + hp->d_delta_values;
+}
+static inline uint64_t pe_hparams_delta_v(const pe_hparams *hp) {
+    return hp->n_delta_v_heads > 0 ? hp->d_delta_values / hp->n_delta_v_heads : 0;
+}
+
 /* Width of what such a layer projects its input to. */
 uint64_t pe_hparams_mix_width(const pe_hparams *hp, pe_state_kind kind);
 

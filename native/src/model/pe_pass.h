@@ -66,13 +66,18 @@ void pe_step_add(pe_pass *p);
  * computed by itself, so this changes no bit. */
 void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k);
 
+/* Before that: moves together what else such tokens need. */
+void pe_step_move_wanted(pe_pass *p, float *values, uint64_t n_k);
+
 /* ---- pe_step_attend.c ---- */
 
 void pe_step_qkv(pe_pass *p);
+void pe_step_qkv_gated(pe_pass *p);
 void pe_step_norm_qk(pe_pass *p);
 void pe_step_rope(pe_pass *p, void (*rotate)(float *, const float *, uint32_t));
 void pe_step_temper(pe_pass *p);
 void pe_step_attend(pe_pass *p, const pe_step *step);
+void pe_step_gate_heads(pe_pass *p);
 
 /* ---- pe_step_gated.c: feed-forward and experts ---- */
 
@@ -110,6 +115,10 @@ void pe_step_shortconv(pe_pass *p);
 
 void pe_step_latent_qk(pe_pass *p);
 void pe_step_latent_out(pe_pass *p);
+
+/* ---- pe_step_delta.c ---- */
+
+void pe_step_delta(pe_pass *p);
 
 /* ---- pe_head.c ---- */
 

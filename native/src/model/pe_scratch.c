@@ -31,6 +31,7 @@ static void take_experts(pe_scratch *s, const pe_hparams *hp, bool *ok) {
     routes->groups = take(s, hp->n_experts, sizeof(uint32_t), ok);
     routes->scores = take(s, (uint64_t)s->n_batch * hp->n_experts, sizeof(float), ok);
     s->router_logits = take(s, (uint64_t)s->n_batch * hp->n_experts, sizeof(float), ok);
+    s->switches = take(s, s->n_batch, sizeof(float), ok);
     s->expert_h = take(s, n_rows * hp->d_model, sizeof(float), ok);
     s->expert_gate = take(s, n_rows * hp->d_expert, sizeof(float), ok);
     s->expert_up = take(s, n_rows * hp->d_expert, sizeof(float), ok);
@@ -50,7 +51,7 @@ static void take_latent(pe_scratch *s, const pe_hparams *hp, bool *ok) {
 pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
                           uint32_t n_ctx, uint32_t n_threads, pe_error *err) {
     const pe_hparams *hp = &model->hparams;
-    const uint64_t d_heads = (uint64_t)hp->n_heads * hp->d_v;
+    const uint64_t d_heads = PE_MAX((uint64_t)hp->n_heads * hp->d_v, hp->d_delta_values);
     const uint64_t d_inner = PE_MAX(hp->d_ff, hp->d_shared);
     const uint64_t d_outs = PE_MAX((uint64_t)hp->n_heads * hp->d_head_v, hp->d_query);
     const uint64_t d_mixed = PE_MAX(d_heads, hp->d_inner);  // by heads of either kind
@@ -79,6 +80,9 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     if (model->state_floats > 0) {
         s->spans = take(s, n, sizeof *s->spans, &ok);
         s->mix = take(s, n * pe_hparams_mix_width(hp, model->arch->state), sizeof(float), &ok);
+    }
+    if (model->arch->queries_are_gated) {
+        s->q_gates = take(s, n * 2 * hp->n_heads * hp->d_k, sizeof(float), &ok);
     }
     if (hp->n_experts > 0) {
         take_experts(s, hp, &ok);
@@ -119,6 +123,7 @@ void pe_scratch_free(pe_scratch *scratch) {
                             scratch->attend.tiles,
                             scratch->spans,
                             scratch->mix,
+                            scratch->q_gates,
                             scratch->routes.experts,
                             scratch->routes.weights,
                             scratch->routes.rows,
@@ -126,6 +131,7 @@ void pe_scratch_free(pe_scratch *scratch) {
                             scratch->routes.firsts,
                             scratch->routes.groups,
                             scratch->router_logits,
+                            scratch->switches,
                             scratch->expert_h,
                             scratch->expert_gate,
                             scratch->expert_up,

@@ -42,9 +42,11 @@ typedef struct pe_scratch {
     float *query;            // [n_batch][d_query]
     float *latent;           // [n_batch][d_k]
     pe_act_block *heads_q8;  // [n_batch][n_heads] inputs of heads' products
+    float *q_gates;  // [n_batch][n_heads][2][d_k], queries and gates; only where heads have gates
     // only where there are experts
     pe_routes routes;
     float *router_logits;  // [n_batch][n_experts]
+    float *switches;       // [n_batch], of the expert of every token
     float *expert_h;       // [n_batch * n_experts_used][d_model], inputs, then outputs
     float *expert_gate;    // [n_batch * n_experts_used][d_expert]
     float *expert_up;      // beside it

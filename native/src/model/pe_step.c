@@ -47,24 +47,33 @@ void pe_step_add(pe_pass *p) {
     pe_pass_for_tokens(p, add_token);
 }
 
-void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k) {
-    const uint64_t d_model = p->model->hparams.d_model;
-    pe_scratch *s = p->s;
-    if (p->layer + 1 < p->model->hparams.n_layers) {
-        return;
-    }
+void pe_step_move_wanted(pe_pass *p, float *values, uint64_t n_k) {
+    const pe_scratch *s = p->s;
     uint32_t n_kept = 0;
-    for (uint32_t i = 0; i < s->n_tokens; i++) {
+    for (uint32_t i = 0; i < s->n_tokens && p->layer + 1 == p->model->hparams.n_layers; i++) {
         if (s->tokens[i].logits == NULL) {
             continue;
         }
         if (n_kept < i) {
-            s->tokens[n_kept] = s->tokens[i];
-            s->places[n_kept] = s->places[i];
             memcpy(values + n_kept * n_k, values + i * n_k, n_k * sizeof *values);
-            memcpy(s->x + n_kept * d_model, s->x + i * d_model, d_model * sizeof *s->x);
         }
         n_kept++;
+    }
+}
+
+void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k) {
+    pe_scratch *s = p->s;
+    if (p->layer + 1 < p->model->hparams.n_layers) {
+        return;
+    }
+    pe_step_move_wanted(p, values, n_k);
+    pe_step_move_wanted(p, s->x, p->model->hparams.d_model);
+    uint32_t n_kept = 0;
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        if (s->tokens[i].logits != NULL) {
+            s->tokens[n_kept] = s->tokens[i];
+            s->places[n_kept++] = s->places[i];
+        }
     }
     s->n_tokens = n_kept;
 }

@@ -71,6 +71,43 @@ void pe_step_qkv(pe_pass *p) {
     pe_matmul(p->ops, products, PE_LEN(products), &p->h);
 }
 
+/* The queries of a token, which have gates between them. */
+static void split_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    const float *both = p->s->q_gates + (uint64_t)i_token * 2 * hp->n_heads * hp->d_k;
+    for (uint64_t i = 0; i < hp->n_heads; i++) {
+        memcpy(q_of(p, i_token) + i * hp->d_k, both + 2 * i * hp->d_k, hp->d_k * sizeof *both);
+    }
+}
+
+void pe_step_qkv_gated(pe_pass *p) {
+    const pe_product products[] = {
+        pe_pass_product(p, p->s->q_gates, PE_W_ATTN_Q, PE_W_NONE),
+        pe_pass_product(p, p->s->k, PE_W_ATTN_K, PE_W_NONE),
+        pe_pass_product(p, p->s->v, PE_W_ATTN_V, PE_W_NONE),
+    };
+    pe_matmul(p->ops, products, PE_LEN(products), &p->h);
+    pe_pass_for_tokens(p, split_token);
+}
+
+static void gate_heads_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
+    const float *both = p->s->q_gates + (uint64_t)i_token * 2 * hp->n_heads * hp->d_k;
+    float *h = p->s->h + (uint64_t)i_token * hp->n_heads * hp->d_v;
+    for (uint64_t i = 0; i < hp->n_heads; i++) {
+        float *head = h + i * hp->d_v;
+        p->ops->kernels.sigmoid_mul(head, both + (2 * i + 1) * hp->d_k, head, hp->d_v);
+    }
+}
+
+void pe_step_gate_heads(pe_pass *p) {
+    pe_pass_for_tokens(p, gate_heads_token);
+}
+
 void pe_step_norm_qk(pe_pass *p) {
     pe_pass_for_tokens(p, norm_qk_token);
 }
@@ -91,7 +128,11 @@ void pe_step_temper(pe_pass *p) {
 void pe_step_attend(pe_pass *p, const pe_step *step) {
     const pe_hparams *hp = &p->model->hparams;
     pe_pass_for_tokens(p, store_token);
-    pe_step_drop_unwanted(p, p->s->q, (uint64_t)hp->n_heads * hp->d_k);
+    const uint64_t q_width = (uint64_t)hp->n_heads * hp->d_k;
+    if (p->s->q_gates != NULL) {
+        pe_step_move_wanted(p, p->s->q_gates, 2 * q_width);
+    }
+    pe_step_drop_unwanted(p, p->s->q, q_width);
     const pe_queries queries = {.q = p->s->q,
                                 .places = p->s->places,
                                 .n_tokens = p->s->n_tokens,

@@ -1,3 +1,4 @@
+#include "pe_math.h"
 #include "pe_pass.h"
 
 /* One token's gate, or one row's of the experts. */
@@ -51,10 +52,28 @@ void pe_step_geglu(pe_pass *p) {
     step_gated(p, gelu_gate);
 }
 
+/* h = h * sigmoid(the token's switch). */
+static void switch_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    const float share = (float)(1.0 / (1.0 + pe_exp(-(double)p->s->switches[i_token])));
+    float *h = p->s->up + i_token * d_model;
+    for (uint64_t i = 0; i < d_model; i++) {
+        h[i] *= share;
+    }
+}
+
 /* The expert that every token goes through. */
 void pe_step_shared(pe_pass *p) {
     if (p->model->hparams.d_shared == 0) {
         return;
+    }
+    const bool is_switched = pe_pass_weight(p, PE_W_SHARED_SWITCH)->data != NULL;
+    if (is_switched) {
+        const pe_product product =
+            pe_pass_product(p, p->s->switches, PE_W_SHARED_SWITCH, PE_W_NONE);
+        pe_matmul(p->ops, &product, 1, &p->h);
     }
     const pe_product products[] = {
         pe_pass_product(p, p->s->up, PE_W_SHARED_UP, PE_W_NONE),
@@ -62,6 +81,9 @@ void pe_step_shared(pe_pass *p) {
     };
     run_gated(p, products, p->model->hparams.d_shared, silu_gate);
     pe_step_project(p, &(const pe_step){.weight = PE_W_SHARED_DOWN, .bias = PE_W_NONE});
+    if (is_switched) {
+        pe_pass_for_tokens(p, switch_token);
+    }
     pe_step_add(p);
 }
 

@@ -119,9 +119,11 @@ INLINE void turn_square(float *out, size_t out_stride, const float *in) {
 }
 
 #include "attend.h"
+#include "delta.h"
 
 void pe_kernels_init_attend_neon(pe_kernels *kernels) {
     init_attend(kernels);
+    kernels->delta = delta;
 }
 
 #else
