@@ -321,6 +321,7 @@ class ModelMapping:
         absent = [recurrent and not self.family.delta for recurrent in self._recurrent]
         kv_heads = [0 if no_heads else shape.kv_heads for no_heads in absent]
         yield Field("attention.head_count_kv", "u32", kv_heads if 0 in kv_heads else shape.kv_heads)
+        yield Field("rope.freq_base", "f32", self._rope.base)
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
         if self._explicit_head_width:
             yield Field("attention.key_length", "u32", shape.head_width)

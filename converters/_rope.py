@@ -71,9 +71,8 @@ class Rope:
             self._read_temperature(rope)
 
     def fields(self) -> Iterator[Field]:
-        """The metadata, without the architecture's name."""
+        """The metadata but for the base, without the architecture's name."""
         yield Field("rope.dimension_count", "u32", self.dims)
-        yield Field("rope.freq_base", "f32", self.base)
         if self.local_base:
             yield Field("rope.freq_base_swa", "f32", self.local_base)
         if self._sections:
