@@ -202,6 +202,11 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
     pthread_mutex_unlock(&engine->mutex);
 }
 
+/* Whether sessions have a history. */
+static bool is_recurrent(const pe_engine *engine) {
+    return engine->states.n_floats > 0;
+}
+
 /* ---- sessions --------------------------------------------------------- */
 
 pe_status pe_session_new(pe_session **out_session, pe_engine *engine, pe_error *err) {
@@ -222,7 +227,7 @@ pe_status pe_session_fork(pe_session **out_session, pe_session *session, pe_erro
     PE_TRY(pe_session_new(out_session, engine, err));
     pthread_mutex_lock(&engine->mutex);
     pe_status status = pe_kv_share(&(*out_session)->table, &session->table, err);
-    if (status == PE_OK) {
+    if (status == PE_OK && is_recurrent(engine)) {
         status = pe_history_share(&(*out_session)->history, &session->history, err);
     }
     (*out_session)->n_tokens = session->n_tokens;
@@ -261,7 +266,9 @@ pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *er
                          session->n_tokens, n_tokens);
     } else {
         pe_kv_truncate(&engine->kv, &session->table, n_tokens);
-        pe_history_rewind(&session->history, &engine->states, n_tokens);
+        if (is_recurrent(engine)) {
+            pe_history_rewind(&session->history, &engine->states, n_tokens);
+        }
         session->n_tokens = n_tokens;
     }
     pthread_mutex_unlock(&engine->mutex);
@@ -314,10 +321,6 @@ static pe_status run_batch(pe_engine *engine, const int32_t *cancel, pe_error *e
         pe_resident_make(&engine->resident, &engine->ops, RESIDENT_SHARE);
     }
     return status;
-}
-
-static bool is_recurrent(const pe_engine *engine) {
-    return engine->states.n_floats > 0;
 }
 
 /* The position from which on a session's tokens go through the next pass: in front of what it
