@@ -99,6 +99,8 @@ def test_no_bit_depends_on_how_a_text_is_cut(
         parts = [tokens[:1], tokens[1:34], tokens[34:70], *([t] for t in tokens[70:])]
         found = np.concatenate([session.feed(part, logits="all") for part in parts])
         assert np.array_equal(found, expected)
+        # Tokens whose logits nobody wants leave the last layer in the middle of it.
+        assert np.array_equal(engine.session().feed(tokens, logits="last")[-1], expected[-1])
         session.rewind(41)
         fork = session.fork()
         assert np.array_equal(fork.feed(tokens[41:], logits="all"), expected[41:])
