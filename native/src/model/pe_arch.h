@@ -23,12 +23,15 @@ typedef struct pe_hparams {
     uint32_t d_ff;
     uint32_t n_heads;
     uint32_t n_kv_heads;
-    uint32_t d_k;       // width of a query or key head
-    uint32_t d_v;       // width of a value head
-    uint32_t d_rot;     // leading dimensions of a head that are rotated
-    uint32_t n_vocab;   // from the embedding's shape, not from metadata
-    uint32_t window;    // positions that a windowed layer's query sees; 0: no such layers
-    uint32_t has_rope;  // 0: positions show in the order of keys alone
+    uint32_t d_k;        // width of a query or key head
+    uint32_t d_v;        // width of a value head
+    uint32_t d_rot;      // leading dimensions of a head that are rotated
+    uint32_t n_vocab;    // from the embedding's shape, not from metadata
+    uint32_t window;     // positions that a windowed layer's query sees; 0: no such layers
+    uint32_t has_rope;   // 0: positions show in the order of keys alone
+    uint32_t is_causal;  // 0: every token sees the whole text
+    uint32_t pooling;    // pe_pooling
+    uint32_t n_types;    // rows of the token types' embedding, from its shape; 0: none
     float norm_eps;
     float embd_scale;      // token embeddings are multiplied by it
     float residual_scale;  // and so is what a layer adds to the residual stream
@@ -117,7 +120,9 @@ typedef enum pe_dim {
     PE_DIM_ROT_PAIRS,  // d_rot / 2
     PE_DIM_EXPERTS,    // n_experts
     PE_DIM_EXPERT,     // d_expert
-    PE_DIM_SHARED      // d_shared
+    PE_DIM_SHARED,     // d_shared
+    PE_DIM_CTX,        // n_ctx_train
+    PE_DIM_TYPES       // n_types
 } pe_dim;
 
 typedef enum pe_slot {
@@ -129,6 +134,10 @@ typedef enum pe_slot {
     PE_W_ROPE_FREQS,
     PE_W_ROPE_LONG,
     PE_W_ROPE_SHORT,
+    PE_W_POSITION_EMBD,
+    PE_W_TYPE_EMBD,
+    PE_W_EMBD_NORM,
+    PE_W_EMBD_NORM_BIAS,
     // of a layer
     PE_W_ATTN_NORM,
     PE_W_ATTN_Q,
@@ -162,6 +171,10 @@ typedef enum pe_slot {
     PE_W_SHARED_GATE,
     PE_W_SHARED_UP,
     PE_W_SHARED_DOWN,
+    PE_W_ATTN_OUT_NORM,
+    PE_W_ATTN_OUT_NORM_BIAS,
+    PE_W_LAYER_OUT_NORM,
+    PE_W_LAYER_OUT_NORM_BIAS,
     PE_W_COUNT
 } pe_slot;
 
@@ -206,7 +219,9 @@ typedef enum pe_step_kind {
     PE_STEP_EXPERTS,          // x += residual_scale (weighted sum of the chosen experts of h);
                               // h stays
     PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
-    PE_STEP_SHARED            // x += residual_scale (the expert of every token, if any, of h)
+    PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h)
+    PE_STEP_LAYER_NORM,       // h = x = layer_norm(x) * weight + bias
+    PE_STEP_GELU              // h = gelu(up h), in its exact form
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -231,8 +246,11 @@ typedef struct pe_arch {
     uint32_t window_period;       // the last layer of each period has no window; 0: all have one
     uint32_t nope_period;         // the last layer of each period is not rotated; 0: all are
     bool local_rope_is_unscaled;  // in windowed layers
+    bool window_is_symmetric;     // half of it lies behind the token
+    bool is_encoder;              // no head: it gives vectors, never logits
 } pe_arch;
 
+extern const pe_arch pe_arch_bert;
 extern const pe_arch pe_arch_gemma2;
 extern const pe_arch pe_arch_gemma3;
 extern const pe_arch pe_arch_gpt_oss;
@@ -240,6 +258,7 @@ extern const pe_arch pe_arch_granite;
 extern const pe_arch pe_arch_granitemoe;
 extern const pe_arch pe_arch_llama;
 extern const pe_arch pe_arch_mistral3;
+extern const pe_arch pe_arch_nomic_bert;
 extern const pe_arch pe_arch_olmo2;
 extern const pe_arch pe_arch_phi3;
 extern const pe_arch pe_arch_qwen2;

@@ -45,6 +45,8 @@ static pe_status read_vocab(pe_hparams *hp, const pe_file *file, pe_error *err) 
                        pe_file_path(file), embd->dims[1]);
     }
     hp->n_vocab = (uint32_t)embd->dims[1];
+    const pe_tensor_info *types = pe_file_find_tensor(file, "token_types.weight");
+    hp->n_types = types == NULL ? 0 : (uint32_t)PE_MIN(types->dims[1], UINT32_MAX);
     const pe_meta *tokens = pe_file_find_meta(file, "tokenizer.ggml.tokens");
     if (tokens != NULL && (tokens->type != PE_META_ARRAY || tokens->item_type != PE_META_STRING)) {
         return pe_fail(err, PE_ERR_FORMAT,
@@ -93,6 +95,8 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     case PE_DIM_EXPERTS: return hp->n_experts;
     case PE_DIM_EXPERT: return hp->d_expert;
     case PE_DIM_SHARED: return hp->d_shared;
+    case PE_DIM_CTX: return hp->n_ctx_train;
+    case PE_DIM_TYPES: return hp->n_types;
     }
     return 0;
 }
@@ -275,7 +279,8 @@ static pe_status bind_weights(pe_model *model, const pe_file *file, pe_error *er
     if (b.n_wrong == 1) {
         return pe_fail(err, (pe_status)b.first.code, "%s", b.first.message);
     }
-    if (model->shared[PE_W_OUTPUT].data == model->shared[PE_W_TOKEN_EMBD].data) {
+    if (model->shared[PE_W_OUTPUT].data != NULL &&
+        model->shared[PE_W_OUTPUT].data == model->shared[PE_W_TOKEN_EMBD].data) {
         const pe_weight *tied = &model->shared[PE_W_OUTPUT];
         model->decode_bytes += tied->n_rows * tied->row_bytes;
     }

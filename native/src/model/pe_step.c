@@ -25,6 +25,21 @@ void pe_step_norm(pe_pass *p, const pe_step *step, const float *in, float *out) 
     pe_pass_set_h(p, out, p->s->n_tokens, p->model->hparams.d_model);
 }
 
+static void layer_norm_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    float *x = p->s->x + i_token * d_model;
+    p->ops->kernels.layer_norm(x, x, p->weight, p->bias, d_model, p->model->hparams.norm_eps);
+}
+
+void pe_step_layer_norm(pe_pass *p, const pe_step *step) {
+    p->weight = pe_pass_weight(p, step->weight)->data;
+    p->bias = pe_pass_weight(p, step->bias)->data;
+    pe_pass_for_tokens(p, layer_norm_token);
+    pe_step_residual(p);
+}
+
 void pe_step_project(pe_pass *p, const pe_step *step) {
     const pe_product product = pe_pass_product(p, p->s->up, step->weight, step->bias);
     pe_matmul(p->ops, &product, 1, &p->h);

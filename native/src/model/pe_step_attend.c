@@ -58,7 +58,7 @@ static void store_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     const pe_pass *p = arg;
     const pe_hparams *hp = &p->model->hparams;
     const pe_place *place = &p->s->places[i_token];
-    pe_kv_store(p->kv, place->table, p->layer, place->position, k_of(p, i_token),
+    pe_kv_store(p->kv, place->table, pe_pass_kv_layer(p), place->position, k_of(p, i_token),
                 p->s->v + (uint64_t)i_token * hp->n_kv_heads * hp->d_v);
 }
 
@@ -88,7 +88,7 @@ void pe_step_temper(pe_pass *p) {
     }
 }
 
-/* In the last layer, once keys and values are stored, tokens whose logits nobody wants are
+/* In the last layer, once keys and values are stored, tokens of which nobody wants anything are
  * done: the others move together. Each is computed by itself, so this changes no bit. */
 static void drop_unwanted(pe_pass *p) {
     const pe_hparams *hp = &p->model->hparams;
@@ -96,7 +96,7 @@ static void drop_unwanted(pe_pass *p) {
     pe_scratch *s = p->s;
     uint32_t n_kept = 0;
     for (uint32_t i = 0; i < s->n_tokens; i++) {
-        if (s->tokens[i].logits == NULL) {
+        if (s->tokens[i].logits == NULL && s->tokens[i].hidden == NULL) {
             continue;
         }
         if (n_kept < i) {
@@ -117,14 +117,21 @@ void pe_step_attend(pe_pass *p, const pe_step *step) {
     if (p->layer + 1 == hp->n_layers) {
         drop_unwanted(p);
     }
+    uint32_t window = pe_pass_layer(p)->window;
+    uint32_t n_ahead = UINT32_MAX;
+    if (window > 0 && hp->is_causal == 0) {
+        n_ahead = window / 2;
+        window = n_ahead + 1;
+    }
     const pe_queries queries = {.q = p->s->q,
                                 .places = p->s->places,
                                 .n_tokens = p->s->n_tokens,
                                 .n_heads = hp->n_heads,
-                                .window = pe_pass_layer(p)->window,
+                                .window = window,
+                                .n_ahead = n_ahead,
                                 .scale = hp->attn_scale,
                                 .softcap = hp->attn_softcap,
                                 .sinks = pe_pass_weight(p, step->weight)->data};
-    pe_attend(p->ops, p->kv, p->layer, p->s->h, &queries, &p->s->attend);
+    pe_attend(p->ops, p->kv, pe_pass_kv_layer(p), p->s->h, &queries, &p->s->attend);
     pe_pass_set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * hp->d_v);
 }
