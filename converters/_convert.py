@@ -13,9 +13,11 @@ import numpy as np
 from converters import _encode, _hub
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
+from converters._encoder_mapping import EncoderMapping, is_encoder
 from converters._family import Rule
 from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
 from converters._mapping import Mapped, ModelMapping, pair_rows
+from converters._sentence_transformers import Sentences, read_sentences
 from converters._source import Array
 from converters._summary import Fallback, Summary
 from converters._tokenizer_fields import tokenizer_fields
@@ -26,6 +28,8 @@ from pyengine._errors import ArgumentError, ConversionError, ModelFileError
 _PIECE_BYTES = 8 << 20
 # Where an error of 4 bits costs most: every token's vector, and every logit.
 _KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
+# Read a row a token, and small.
+_FLOAT_EMBEDDINGS = ("position_embd.weight", "token_types.weight")
 _QUANTIZATION_VERSION = 2
 
 
@@ -79,12 +83,16 @@ def convert(
         source = _hub.fetch(source)
     folder, target = Path(source), Path(out)
     try:
-        with Checkpoint(folder) as checkpoint:
+        sentences = read_sentences(folder)
+        with Checkpoint(sentences.model) as checkpoint:
             if target.resolve() in checkpoint.files:
                 raise ConversionError(
                     f"{target}: expected another file than the checkpoint's own, found the same"
                 )
-            return _convert(checkpoint, target, kind, pure, name, progress, overwrite, self_test)
+            name = checkpoint.name if name is None else name
+            return _convert(
+                checkpoint, sentences, target, kind, pure, name, progress, overwrite, self_test
+            )
     except OSError as error:
         if isinstance(error, ModelFileError):
             raise
@@ -94,26 +102,34 @@ def convert(
 
 def _convert(
     checkpoint: Checkpoint,
+    sentences: Sentences,
     target: Path,
     kind: TensorType,
     pure: bool,
-    name: str | None,
+    name: str,
     progress: Callable[[int, int, str], None] | None,
     overwrite: bool,
     self_test: bool,
 ) -> Summary:
-    mapping = ModelMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
+    where = str(checkpoint.folder / "config.json")
+    mapping: ModelMapping | EncoderMapping
+    if is_encoder(checkpoint.config):
+        mapping = EncoderMapping(checkpoint.config, where)
+    else:
+        mapping = ModelMapping(checkpoint.config, where)
     planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
     tokenizer, notes = tokenizer_fields(
         checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
     )
     fields = [
-        Field("general.architecture", "str", mapping.family.architecture),
+        Field("general.architecture", "str", mapping.architecture),
         Field("general.type", "str", "model"),
-        Field("general.name", "str", checkpoint.name if name is None else name),
+        Field("general.name", "str", name),
         *mapping.fields(),
         Field("general.file_type", "u32", kind.file_type),
     ]
+    if sentences.pooling is not None:
+        fields.append(Field(f"{mapping.architecture}.pooling_type", "u32", sentences.pooling))
     if kind.quantized:
         fields.append(Field("general.quantization_version", "u32", _QUANTIZATION_VERSION))
     outs = [item.out for item in planned]
@@ -131,7 +147,7 @@ def _convert(
         tensors, count = types.get(tensor.kind.name, (0, 0))
         types[tensor.kind.name] = (tensors + 1, count + tensor.bytes)
     weights = sum(tensor.weights for tensor in outs)
-    return Summary(target, size, weights, types, tuple(fallbacks), tuple(notes))
+    return Summary(target, size, weights, types, tuple(fallbacks), tuple(sentences.notes + notes))
 
 
 def _choose_types(
@@ -162,6 +178,7 @@ def _is_float(item: Mapped) -> bool:
         len(item.shape) == 1
         or item.target.endswith(".bias")
         or item.target.endswith(".ffn_gate_inp.weight")
+        or item.target in _FLOAT_EMBEDDINGS
     )
 
 
@@ -180,7 +197,7 @@ def _pieces(checkpoint: Checkpoint, planned: _Planned) -> Iterator[Array]:
 def _row_pieces(
     checkpoint: Checkpoint, mapped: Mapped, rule: Rule, kind: TensorType, source: str
 ) -> Iterator[Array]:
-    rows = mapped.shape[1] if rule.experts else mapped.shape[0]
+    rows = mapped.shape[1] if rule.experts else mapped.shape[0] // len(mapped.sources)
     step = max(1, _PIECE_BYTES // (4 * math.prod(mapped.shape[2 if rule.experts else 1 :])))
     if mapped.head_rows:
         # Rows change places within their head, so a piece is whole heads.
