@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from converters._encoders import ENCODERS  # noqa: E402
 from converters._families import FAMILIES, WRAPPERS  # noqa: E402
+
+ALL = {**FAMILIES, **ENCODERS}
 
 _HEAD = """# Models
 
@@ -45,6 +48,9 @@ Windows: any list of windowed layers. Pages before a window are skipped but kept
 Experts: softmax over the chosen ones or over all, biases, a clamped gate, an expert that sees
 every token. In a decode step only the chosen experts' bytes are read.
 
+Encoders (`bert`, `nomic-bert`) give vectors, not logits, as any decoder does on request:
+[EMBEDDINGS.md](EMBEDDINGS.md), `tests/reference/test_embed.py`, `tests/python/test_embed.py`.
+
 What is not supported is refused, at convert or at open, with a message that names it: recurrent
 and hybrid layers, multi-head latent attention, Gemma's bidirectional attention, dense layers
 among experts, images.
@@ -72,8 +78,12 @@ def _goldens() -> dict[str, list[str]]:
     """Architecture to goldens."""
     out: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests/golden").rglob("config.json")):
-        (name,) = json.loads(path.read_text("utf-8"))["architectures"]
-        out.setdefault(FAMILIES[name].architecture, []).append(path.parent.name)
+        (name,) = json.loads(path.read_text("utf-8")).get("architectures", [None])
+        if name is None:
+            continue  # of a module beside the model
+        if name not in ALL:  # without its head
+            name = name.removesuffix("Model") + "ForCausalLM"
+        out.setdefault(ALL[name].architecture, []).append(path.parent.name)
     return out
 
 
@@ -82,7 +92,7 @@ def text() -> str:
     goldens = _goldens()
     lines = []
     for architecture in _architectures():
-        names = [name for name, f in FAMILIES.items() if f.architecture == architecture]
+        names = [name for name, f in ALL.items() if f.architecture == architecture]
         wrappers = [name for name, inner in WRAPPERS.items() if inner[0] in names]
         converts = ", ".join(f"`{name}`" for name in names + wrappers)
         checked = ", ".join(goldens.get(architecture, ["none"]))
