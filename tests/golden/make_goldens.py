@@ -169,7 +169,7 @@ def make_embedder(folder: Path, variant: dict[str, Any]) -> None:
 
 def main() -> None:
     """Replaces all goldens."""
-    for name in ("bert", "nomic", "qwen3"):
+    for name in ("bert", "gemma", "nomic", "qwen3"):
         make_embedder(HERE / "embedders" / name, embedders.VARIANTS[name])
     if "--embedders" in sys.argv:
         return

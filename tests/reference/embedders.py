@@ -11,7 +11,7 @@ import numpy as np
 import tokenizers
 import torch
 import transformers
-from tokenizers import models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import models, normalizers, pre_tokenizers, processors
 
 Array = np.ndarray[Any, Any]
 
@@ -50,22 +50,38 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "num_attention_heads": 2,
         "rope_parameters": {"rope_type": "default", "rope_theta": 300.0},
     },
+    "gemma": {
+        "family": "Gemma3",
+        "pooling": "mean",
+        "num_hidden_layers": 3,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "num_key_value_heads": 1,
+        "sliding_window": 41,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "use_bidirectional_attention": True,
+    },
     "qwen3": {"family": "Qwen3", "pooling": "last", "head_dim": 16, "num_key_value_heads": 2},
     "qwen2 mean": {"family": "Qwen2", "pooling": "mean", "num_key_value_heads": 2},
 }
 
 
 def word_piece() -> tokenizers.Tokenizer:
-    """A WordPiece vocabulary of 300 tokens with BERT's own around it."""
-    made = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer(lowercase=True)
-    made.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=300,
-        special_tokens=["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"],
-        show_progress=False,
-    )
-    made.train_from_iterator([checkpoints.TEXT] * 4, trainer)
+    """The text's words and letters, with BERT's own tokens around them; no trainer, whose ties
+    fall as they like."""
+    normalizer = normalizers.BertNormalizer(lowercase=True)
+    splitter = pre_tokenizers.BertPreTokenizer()
+    text = normalizer.normalize_str(checkpoints.TEXT)
+    words = sorted({word for word, _ in splitter.pre_tokenize_str(text)})
+    letters = sorted(set("".join(words)))
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    pieces = [f"##{piece}" for piece in (*letters, "ed", "ing")]
+    listed = dict.fromkeys([*names, *letters, *pieces, *words[::2]])
+    vocab = {piece: i for i, piece in enumerate(listed)}
+    made = tokenizers.Tokenizer(models.WordPiece(vocab, unk_token="[UNK]"))
+    made.normalizer = normalizer
+    made.pre_tokenizer = splitter
+    made.add_special_tokens(names)
     made.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -102,8 +118,11 @@ def save_embedder(
         options["pad_token_id"] = 0
     else:
         options |= {"bos_token_id": 0, "eos_token_id": 0, "pad_token_id": 0}
-    config = getattr(transformers, f"{family}Config")(**options)
-    model: Any = getattr(transformers, f"{family}Model")(config)
+    text = "Text" if family == "Gemma3" else ""
+    config = getattr(transformers, f"{family}{text}Config")(**options)
+    model: Any = getattr(transformers, f"{family}{text}Model")(config)
+    # Gemma's norms add 1 to their weights themselves.
+    center = 0.0 if family == "Gemma3" else 1.0
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, weight in sorted(model.named_parameters()):
@@ -111,11 +130,15 @@ def save_embedder(
             if name.endswith(".bias"):
                 weight.mul_(0.3)
             elif weight.ndim == 1:
-                weight.mul_(0.2).add_(1.0)
+                weight.mul_(0.2).add_(center)
             else:
                 weight.mul_(1.5 / weight.shape[1] ** 0.5)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype).save_pretrained(folder, safe_serialization=True)
+    if "sliding_window" in variant:  # transformers halves it whenever it reads it
+        path = folder / "config.json"
+        stated = json.loads(path.read_text("utf-8"))
+        path.write_text(json.dumps({**stated, "sliding_window": variant["sliding_window"]}))
     words.save(str(folder / "tokenizer.json"))
     names = {"unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "pad": "[PAD]", "mask": "[MASK]"}
     plain = {"eos": "<|endoftext|>", "pad": "<|endoftext|>"}

@@ -72,8 +72,8 @@ def test_llama_cpp_gives_the_same_vectors(made: Made, name: str) -> None:
     _, path = made(name)
     with Engine(path) as engine:
         found = engine.embed(embedders.TEXTS)
-    # It runs BERT with GELU's tanh form, in a table of 16-bit floats, and keeps a decoder's
-    # keys and values as such.
+    # GELU is a table of 16-bit floats there, for BERT of its tanh form, and so are a decoder's
+    # keys and values.
     bound = 1e-5 if name.startswith("nomic") else 5e-4
     np.testing.assert_allclose(found, theirs(path, embedders.TEXTS), rtol=0, atol=bound)
 

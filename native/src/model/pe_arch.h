@@ -247,12 +247,13 @@ typedef struct pe_arch {
     uint32_t nope_period;         // the last layer of each period is not rotated; 0: all are
     bool local_rope_is_unscaled;  // in windowed layers
     bool window_is_symmetric;     // half of it lies behind the token
-    bool is_encoder;              // no head: it gives vectors, never logits
+    bool is_encoder;              // that every token sees the whole text is a given
 } pe_arch;
 
 extern const pe_arch pe_arch_bert;
 extern const pe_arch pe_arch_gemma2;
 extern const pe_arch pe_arch_gemma3;
+extern const pe_arch pe_arch_gemma_embedding;
 extern const pe_arch pe_arch_gpt_oss;
 extern const pe_arch pe_arch_granite;
 extern const pe_arch pe_arch_granitemoe;
