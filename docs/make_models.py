@@ -48,7 +48,8 @@ Windows: any list of windowed layers. Pages before a window are skipped but kept
 Experts: softmax over the chosen ones or over all, biases, a clamped gate, an expert that sees
 every token. In a decode step only the chosen experts' bytes are read.
 
-Encoders (`bert`, `gemma-embedding`, `nomic-bert`) give vectors, not logits, as any decoder does on request:
+Encoders (`bert`, `gemma-embedding`, `nomic-bert`) give vectors, not logits, as any decoder does on
+request:
 [EMBEDDINGS.md](EMBEDDINGS.md), `tests/reference/test_embed.py`, `tests/python/test_embed.py`.
 
 What is not supported is refused, at convert or at open, with a message that names it: recurrent

@@ -116,6 +116,8 @@ def test_f32_states_and_vectors_equal_those_of_transformers(
             wide = [pooled(rows, pooling or POOLING[name]) for rows in expected]
             np.testing.assert_allclose(vectors, wide, rtol=0, atol=5e-6)
             np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1.0, atol=1e-6)
+        means = engine.embed(tokens, pooling="mean", normalize=False)
+        np.testing.assert_allclose(means, [rows.mean(axis=0) for rows in expected], atol=5e-5)
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
