@@ -13,11 +13,13 @@ import numpy as np
 from converters import _encode, _hub
 from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
+from converters._encoder_mapping import EncoderMapping, is_encoder
 from converters._family import Rule
 from converters._gguf_writer import Field, build_header, write_gguf
 from converters._lora import Adapter
 from converters._mapping import Mapped, ModelMapping, pair_rows
 from converters._merge import MergedCheckpoint
+from converters._sentence_transformers import Sentences, read_sentences
 from converters._source import Array, Floats
 from converters._summary import Summary
 from converters._tokenizer_fields import tokenizer_fields
@@ -82,17 +84,21 @@ def convert(
         source = _hub.fetch(source)
     folder, target = Path(source), Path(out)
     try:
+        sentences = read_sentences(folder)
         with contextlib.ExitStack() as stack:
             if lora is None:
-                checkpoint = stack.enter_context(Checkpoint(folder))
+                checkpoint = stack.enter_context(Checkpoint(sentences.model))
             else:
                 adapter = stack.enter_context(Adapter(Path(lora)))
-                checkpoint = stack.enter_context(MergedCheckpoint(folder, adapter))
+                checkpoint = stack.enter_context(MergedCheckpoint(sentences.model, adapter))
             if target.resolve() in checkpoint.files:
                 raise ConversionError(
                     f"{target}: expected another file than the checkpoint's own, found the same"
                 )
-            return _convert(checkpoint, target, choice, name, progress, overwrite, self_test)
+            name = checkpoint.name if name is None else name
+            return _convert(
+                checkpoint, sentences, target, choice, name, progress, overwrite, self_test
+            )
     except OSError as error:
         if isinstance(error, ModelFileError):
             raise
@@ -102,25 +108,33 @@ def convert(
 
 def _convert(
     checkpoint: Checkpoint,
+    sentences: Sentences,
     target: Path,
     choice: Choice,
-    name: str | None,
+    name: str,
     progress: Callable[[int, int, str], None] | None,
     overwrite: bool,
     self_test: bool,
 ) -> Summary:
-    mapping = ModelMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
+    where = str(checkpoint.folder / "config.json")
+    mapping: ModelMapping | EncoderMapping
+    if is_encoder(checkpoint.config):
+        mapping = EncoderMapping(checkpoint.config, where)
+    else:
+        mapping = ModelMapping(checkpoint.config, where)
     planned, fallbacks = choice.plan(mapping.tensors(checkpoint.entries))
     tokenizer, notes = tokenizer_fields(
         checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
     )
     fields = [
-        Field("general.architecture", "str", mapping.family.architecture),
+        Field("general.architecture", "str", mapping.architecture),
         Field("general.type", "str", "model"),
-        Field("general.name", "str", checkpoint.name if name is None else name),
+        Field("general.name", "str", name),
         *mapping.fields(),
         Field("general.file_type", "u32", choice.kind.file_type),
     ]
+    if sentences.pooling is not None:
+        fields.append(Field(f"{mapping.architecture}.pooling_type", "u32", sentences.pooling))
     if any(item.out.kind.quantized for item in planned):
         fields.append(Field("general.quantization_version", "u32", _QUANTIZATION_VERSION))
     outs = [item.out for item in planned]
@@ -138,7 +152,7 @@ def _convert(
         tensors, count = types.get(tensor.kind.name, (0, 0))
         types[tensor.kind.name] = (tensors + 1, count + tensor.bytes)
     weights = sum(tensor.weights for tensor in outs)
-    return Summary(target, size, weights, types, tuple(fallbacks), tuple(notes))
+    return Summary(target, size, weights, types, tuple(fallbacks), tuple(sentences.notes + notes))
 
 
 def _pieces(checkpoint: Checkpoint, planned: Planned) -> Iterator[Array]:
@@ -158,7 +172,7 @@ def _pieces(checkpoint: Checkpoint, planned: Planned) -> Iterator[Array]:
 def _row_pieces(
     checkpoint: Checkpoint, mapped: Mapped, rule: Rule, kind: TensorType, source: str
 ) -> Iterator[Array]:
-    rows = mapped.shape[1] if rule.experts else mapped.shape[0]
+    rows = mapped.shape[1] if rule.experts else mapped.shape[0] // len(mapped.sources)
     step = max(1, _PIECE_BYTES // (4 * math.prod(mapped.shape[2 if rule.experts else 1 :])))
     if mapped.head_rows:
         # Rows change places within their head, so a piece is whole heads.

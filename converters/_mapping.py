@@ -10,6 +10,7 @@ import numpy as np
 
 from converters._config import Config
 from converters._delta_rows import AS_STORED, NO_DELTA, ORDERS, DeltaShape, Order
+from converters._encoders import ENCODERS
 from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRAPPERS
 from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
@@ -189,6 +190,10 @@ def _find_family(config: Config) -> tuple[Family, Config]:
     name = stated[0] if isinstance(stated, list) and len(stated) == 1 else None
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name], config
+    # A model without its head, which embeds texts.
+    whole = name.removesuffix("Model") + "ForCausalLM" if isinstance(name, str) else ""
+    if whole in FAMILIES:
+        return FAMILIES[whole], config
     if isinstance(name, str) and name in WRAPPERS and inner is not None:
         kind = inner.values.get("model_type")
         for wrapped in WRAPPERS[name]:
@@ -197,7 +202,7 @@ def _find_family(config: Config) -> tuple[Family, Config]:
                 outer = {k: v for k, v in config.values.items() if k == "tie_word_embeddings"}
                 return FAMILIES[wrapped], Config({**outer, **inner.values}, inner.where)
         raise inner.fail("model_type", " or ".join(FAMILIES[w].model_type for w in WRAPPERS[name]))
-    raise config.fail("architectures", f"one of {', '.join([*FAMILIES, *WRAPPERS])}")
+    raise config.fail("architectures", f"one of {', '.join([*FAMILIES, *WRAPPERS, *ENCODERS])}")
 
 
 class ModelMapping:
@@ -303,6 +308,11 @@ class ModelMapping:
         }
 
     # ---- metadata
+
+    @property
+    def architecture(self) -> str:
+        """GGUF's general.architecture."""
+        return self.family.architecture
 
     def fields(self) -> list[Field]:
         """The metadata that describes the network."""
@@ -474,13 +484,16 @@ class ModelMapping:
         Raises:
             ConversionError: A tensor is missing, is of another shape or is not known.
         """
+        bare = "embed_tokens.weight" in stored
         names = {
-            plain_name(name): name
+            plain_name(f"model.{name}" if bare else name): name
             for name in stored
             if not name.startswith(LEFT_OUT_PREFIXES)
             and not name.endswith(_IGNORED_SUFFIX)
             and not (self.family.latent and is_predictor(name, self.shape.layers))
         }
+        # A model without its head gets the embedding for one, as readers do.
+        self.tied = self.tied or (bare and _OUTPUT_HEAD not in stored)
         plan: list[Mapped] = []
         used: set[str] = set()
         for rule, layer in self._walk():
@@ -523,7 +536,7 @@ class ModelMapping:
                 f"{sources[0]}_scales": (experts, rows, columns // 32),
             }
         for source, shape in wanted.items():
-            self._check(stored.get(names.get(source, "")), source, shape)
+            check_tensor(stored.get(names.get(source, "")), source, shape, self._config.where)
         used.update(wanted)
         return Mapped(
             rule.target.format(layer) + rule.target_suffix,
@@ -551,17 +564,6 @@ class ModelMapping:
         if rule.transposed:
             whole = whole[::-1]
         return whole if rule.experts == "each" else (*outer, *whole)
-
-    def _check(self, entry: TensorEntry | None, source: str, dims: tuple[int, ...]) -> None:
-        if entry is None:
-            raise ConversionError(
-                f"tensor {source!r}: expected shape {list(dims)}, found no such tensor"
-            )
-        if entry.shape != dims:
-            raise ConversionError(
-                f"tensor {source!r}: expected shape {list(dims)} as {self._config.where} says, "
-                f"found {list(entry.shape)}"
-            )
 
     def _walk(self) -> Iterator[tuple[Rule, int]]:
         yield _EMBEDDING, 0
@@ -605,16 +607,34 @@ class ModelMapping:
         key, value = self.family.activation
         if config.text(key, value) != value:
             raise config.fail(key, repr(value))
-        quantized = config.section("quantization_config")
-        method = quantized.values.get("quant_method") if quantized is not None else None
-        if quantized is not None and method not in self.family.quantized:
-            raise ConversionError(
-                f"{config.where}: quantization_config: expected weights that are not quantized, "
-                f"found quant_method {method!r}"
-            )
+        refuse_quantized(config, self.family.quantized)
         for key, allowed in self.family.fixed.items():
             if config.values.get(key) not in allowed:
                 raise config.fail(key, " or ".join(map(repr, allowed)))
+
+
+def check_tensor(entry: TensorEntry | None, source: str, dims: tuple[int, ...], where: str) -> None:
+    """Refuses a tensor that is missing or of another shape."""
+    if entry is None:
+        raise ConversionError(
+            f"tensor {source!r}: expected shape {list(dims)}, found no such tensor"
+        )
+    if entry.shape != dims:
+        raise ConversionError(
+            f"tensor {source!r}: expected shape {list(dims)} as {where} says, "
+            f"found {list(entry.shape)}"
+        )
+
+
+def refuse_quantized(config: Config, methods: tuple[str, ...]) -> None:
+    """Refuses weights that are quantized otherwise than by these methods."""
+    quantized = config.section("quantization_config")
+    method = quantized.values.get("quant_method") if quantized is not None else None
+    if quantized is not None and method not in methods:
+        raise ConversionError(
+            f"{config.where}: quantization_config: expected weights that are not quantized, "
+            f"found quant_method {method!r}"
+        )
 
 
 def plain_name(name: str) -> str:

@@ -14,6 +14,8 @@ from converters._summary import Fallback
 from pyengine._errors import ArgumentError, ConversionError
 
 # Where an error of few bits costs most: every token's vector, and every logit.
+# Read a row a token, and small.
+_FLOAT_EMBEDDINGS = ("position_embd.weight", "token_types.weight")
 _KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
 # Types for rows that are whole blocks of 32, but not of 256: those that llama.cpp takes.
 _SMALLER = {
@@ -121,5 +123,6 @@ def _is_float(item: Mapped) -> bool:
         len(item.shape) == 1
         or item.target.endswith(".bias")
         or item.target.endswith(".ffn_gate_inp.weight")
+        or item.target in _FLOAT_EMBEDDINGS
         or (item.rule is not None and item.rule.exact)
     )

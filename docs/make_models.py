@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from converters._encoders import ENCODERS  # noqa: E402
 from converters._families import FAMILIES, WRAPPERS  # noqa: E402
+
+ALL = {**FAMILIES, **ENCODERS}
 
 _HEAD = """# Models
 
@@ -60,8 +63,12 @@ token in one order, never in chunks, so that a prompt has the bits of its tokens
 
 Layers that predict further tokens (MTP) are left out, of checkpoints and of files.
 
-What is not supported is refused, at convert or at open, with a message that names it: Gemma's
-bidirectional attention, dense layers between ones with experts, images.
+Encoders (`bert`, `gemma-embedding`, `nomic-bert`) give vectors, not logits, as any decoder does on
+request:
+[EMBEDDINGS.md](EMBEDDINGS.md), `tests/reference/test_embed.py`, `tests/python/test_embed.py`.
+
+What is not supported is refused, at convert or at open, with a message that names it: dense layers
+between ones with experts, vectors of recurrent models, images.
 """
 
 
@@ -86,8 +93,12 @@ def _goldens() -> dict[str, list[str]]:
     """Architecture to goldens."""
     out: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests/golden").rglob("config.json")):
-        (name,) = json.loads(path.read_text("utf-8"))["architectures"]
-        out.setdefault(FAMILIES[name].architecture, []).append(path.parent.name)
+        (name,) = json.loads(path.read_text("utf-8")).get("architectures", [None])
+        if name is None:
+            continue  # of a module beside the model
+        if name not in ALL:  # without its head
+            name = name.removesuffix("Model") + "ForCausalLM"
+        out.setdefault(ALL[name].architecture, []).append(path.parent.name)
     return out
 
 
@@ -96,7 +107,7 @@ def text() -> str:
     goldens = _goldens()
     lines = []
     for architecture in _architectures():
-        names = [name for name, f in FAMILIES.items() if f.architecture == architecture]
+        names = [name for name, f in ALL.items() if f.architecture == architecture]
         wrappers = [name for name, inner in WRAPPERS.items() if inner[0] in names]
         converts = ", ".join(f"`{name}`" for name in names + wrappers)
         checked = ", ".join(goldens.get(architecture, ["none"]))

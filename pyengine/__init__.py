@@ -12,7 +12,7 @@
 from pyengine._bundled import bundled_model
 from pyengine._chat import ChatReply, ChatStream
 from pyengine._divergence import Divergence
-from pyengine._engine import Engine, EngineInfo
+from pyengine._engine import Engine
 from pyengine._errors import (
     ArgumentError,
     CancelledError,
@@ -33,6 +33,7 @@ from pyengine._errors import (
 from pyengine._evaluation import Evaluation, ModelScores, TaskScore, evaluate
 from pyengine._file import ModelFile, TensorInfo
 from pyengine._generate import Generation, Stream, Timings, TokenLogprob, Usage
+from pyengine._info import EngineInfo
 from pyengine._perplexity import Perplexity
 from pyengine._quant import dequantize, quantize
 from pyengine._reply import ToolCall

@@ -1,4 +1,4 @@
-"""The command line: run, chat, bench, eval, inspect, convert.
+"""The command line: run, chat, embed, bench, eval, inspect, convert.
 
 Errors end in one line on stderr: exit code 2 for wrong usage, 1 for everything else that
 went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
@@ -21,6 +21,7 @@ import click
 import pyengine
 from pyengine._bench import Bench, Plan, Row, header, numbers, peak_bytes, picture, table
 from pyengine._cli_chat import ChatLoop
+from pyengine._cli_embed import read_texts, run_embed
 from pyengine._cli_eval import eval_command
 from pyengine._cli_options import (
     INTERRUPTED,
@@ -35,6 +36,7 @@ from pyengine._cli_options import (
 from pyengine._engine import Engine
 from pyengine._errors import ArgumentError, PyengineError
 from pyengine._generate import Generation, Stream
+from pyengine._info import POOLINGS
 from pyengine._inspect import inspect_json, inspect_text, printable
 
 # A prompt that takes longer than this shows its progress.
@@ -296,6 +298,36 @@ def _template(engine: Engine, given: str | None) -> str | None:
         return read_text(Path(given))
     engine.chat_templates.choose(given)
     return given
+
+
+# ---- embed ----
+
+
+@_group.command("embed", context_settings=_CONTEXT)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("-m", "--model", "model_option", type=click.Path(path_type=Path), hidden=True)
+@click.option("-p", "--prompt", "prompts", multiple=True, help="A text; repeatable.")
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="Of a text a line.")
+@click.option("--pooling", type=click.Choice(list(POOLINGS)), help="[default: as the model says]")
+@click.option("--normalize/--no-normalize", default=True, help="Vectors of length 1.  [default]")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--npy", type=click.Path(path_type=Path), help="Write an array [texts, width] there.")
+@engine_options
+@click.option("-q", "--quiet", is_flag=True, help="No summary and no progress.")
+def _embed(
+    model: Path | None,
+    model_option: Path | None,
+    prompts: tuple[str, ...],
+    file: Path | None,
+    **options: Any,
+) -> None:
+    """Turns texts into vectors with MODEL, a GGUF file: a line of numbers for each.
+
+    Texts come from -p, or a line each from --file or a pipe on standard input.
+    """
+    texts = read_texts(prompts, file)
+    with open_engine(model or model_option, options) as engine:
+        run_embed(engine, texts, **options)
 
 
 # ---- bench ----

@@ -365,6 +365,8 @@ class Tokenizer:
         self._add_eos = meta.flag("add_eos_token", default=unigram)
         adds_separator = meta.flag("add_sep_token", default=self._kind == "bert")
         self._separator = ids["seperator"] if adds_separator else None
+        if self._add_eos and ids["eos"] == self._separator:
+            self._separator = None  # some files say twice what BERT adds once
         for name, adds in (("bos", self._add_bos), ("eos", self._add_eos)):
             if adds and ids[name] is None:
                 raise TokenizerError(

@@ -1,4 +1,5 @@
-"""Writes the checkpoints and logits that tests/python/test_goldens.py compares with.
+"""Writes the checkpoints, logits and vectors that tests/python/test_goldens.py compares with,
+and test_families.py and test_embed.py beside it.
 
 Run it in the environment of tests/reference/requirements.txt, from the repository's root:
 
@@ -23,6 +24,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "reference"))
 
 import checkpoints  # noqa: E402
+import embedders  # noqa: E402
 
 N_POSITIONS = 40
 N_GREEDY = 24
@@ -234,8 +236,30 @@ def make_family(folder: Path, variant: dict[str, Any], words: tokenizers.Tokeniz
     print(f"{folder.name}: {size} bytes, deviation {logits.std():.2f}")
 
 
+def make_embedder(folder: Path, variant: dict[str, Any]) -> None:
+    """The checkpoint of a model that embeds texts, and the hidden states of some."""
+    shutil.rmtree(folder, ignore_errors=True)
+    small = {"hidden_size": 32, "intermediate_size": 48} | variant
+    embedders.save_embedder(folder, small, dtype=torch.bfloat16)
+    words = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = [words.encode(text).ids for text in embedders.TEXTS]
+    model = embedders.load(folder)
+    np.save(
+        folder / "hidden.npy",
+        np.concatenate([embedders.hidden_states(model, ids) for ids in tokens]),
+    )
+    texts = {"texts": embedders.TEXTS, "tokens": tokens}
+    (folder / "texts.json").write_text(json.dumps(texts) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*"))
+    print(f"{folder.name}: {size} bytes")
+
+
 def main() -> None:
     """Replaces all goldens."""
+    for name in ("bert", "gemma", "nomic", "qwen3"):
+        make_embedder(HERE / "embedders" / name, embedders.VARIANTS[name])
+    if "--embedders" in sys.argv:
+        return
     words = checkpoints.tokenizer()
     wanted = sys.argv[sys.argv.index("--families") + 1 :] if "--families" in sys.argv else []
     for name, variant in FAMILIES.items():

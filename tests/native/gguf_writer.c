@@ -228,6 +228,13 @@ void put_tiny_llama(bytes *out, const tiny_llama *options) {
     if (options->window > 0) {
         add_u32(&b, "llama.attention.sliding_window", options->window);
     }
+    if (options->sees_all) {
+        const uint8_t no = 0;
+        put_string(&b.meta, "llama.attention.causal");
+        put_u32(&b.meta, PE_META_BOOL);
+        put(&b.meta, &no, 1);
+        b.n_meta++;
+    }
     if (options->scaling != NULL) {
         put_meta_string(&b.meta, "llama.rope.scaling.type", options->scaling);
         b.n_meta++;

@@ -47,6 +47,7 @@ typedef struct tiny_llama {
     uint32_t n_tokens;  // tokenizer.ggml.tokens has so many
     bool tied;          // no output.weight
     bool has_bias;      // all biases, and rope_freqs
+    bool sees_all;      // llama.attention.causal is false
 } tiny_llama;
 
 #define TINY_VOCAB 96u

@@ -1,9 +1,9 @@
 /* The engine and its sessions: parameters checked, references counted, calls
  * serialised, batches cut to the scratch memory's size.
  */
+#include "pe_engine.h"
+
 #include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <unistd.h>
 
 #include "pe_cores.h"
@@ -11,31 +11,18 @@
 #include "pe_forward.h"
 #include "pe_history.h"
 #include "pe_mem.h"
-#include "pe_resident.h"
 
 /* Enough columns to amortise unpacking the weights; scratch stays below 100 MB for
  * 8B shapes (256 tokens * 4 bytes * (3 * 4096 + 2 * 14336 + ...)). */
 #define DEFAULT_N_BATCH 256u
 #define MAX_N_BATCH 4096u
+/* Where a text must be in one batch, at most so many: 100 MB for a width of 768. */
+#define DEFAULT_N_WHOLE 2048u
 #define MAX_THREADS 1024u
 
 /* After each pass a 32nd of the weights is interleaved: a few percent of what decoding a
  * token takes, for as many tokens. */
 #define RESIDENT_SHARE 32u
-
-struct pe_engine {
-    atomic_uint n_references;
-    pthread_mutex_t mutex;  // held by every call that computes or changes pages
-    pid_t owner;            // the process whose threads and locks these are
-    pe_file *file;
-    pe_model model;
-    pe_ops ops;
-    pe_kv_pool kv;
-    pe_state_pool states;  // from the budget of kv
-    pe_scratch scratch;
-    pe_resident resident;
-    uint32_t n_ctx;
-};
 
 struct pe_session {
     pe_engine *engine;
@@ -81,6 +68,20 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     return PE_OK;
 }
 
+/* How many tokens go through the layers together. Where every token sees the whole text a text
+ * must be among them, so that the batch bounds the context. */
+static uint32_t size_batch(pe_engine *engine, const pe_engine_params *params) {
+    if (engine->model.hparams.is_causal != 0) {
+        return PE_MIN(params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH, engine->n_ctx);
+    }
+    uint32_t n_batch = params->n_batch;
+    if (n_batch == 0) {
+        n_batch = params->n_ctx > 0 ? params->n_ctx : PE_MIN(engine->n_ctx, DEFAULT_N_WHOLE);
+    }
+    engine->n_ctx = PE_MIN(engine->n_ctx, n_batch);
+    return n_batch;
+}
+
 static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, pe_error *err) {
     PE_TRY(check_params(params, err));
     PE_TRY(pe_bind(&engine->model, engine->file, err));
@@ -94,7 +95,8 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     }
     pe_kv_type kv_type = (pe_kv_type)params->kv_type;
     if (kv_type == PE_KV_AUTO) {
-        kv_type = engine->model.all_f32 ? PE_KV_F32 : PE_KV_F16;
+        // What only lives for one layer costs next to nothing.
+        kv_type = engine->model.all_f32 || hp->is_causal == 0 ? PE_KV_F32 : PE_KV_F16;
     }
     const pe_kv_shape shape = {.n_layers = engine->model.n_kv_layers,
                                .n_kv_heads = hp->n_kv_heads,
@@ -107,15 +109,15 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     engine->states =
         (pe_state_pool){.budget = &engine->kv.budget, .n_floats = engine->model.state_floats};
     pe_kernels_init(&engine->ops.kernels, (pe_isa)params->isa);
-    const uint32_t n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH;
+    const uint32_t n_batch = size_batch(engine, params);
     uint32_t n_threads = params->n_threads;
     if (n_threads == 0) {
         pe_cores cores;
         pe_cores_find(&cores, "", NULL);
         n_threads = PE_MIN(cores.n_threads, MAX_THREADS);
     }
-    PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx),
-                           engine->n_ctx, n_threads, err));
+    PE_TRY(
+        pe_scratch_init(&engine->scratch, &engine->model, n_batch, engine->n_ctx, n_threads, err));
     PE_TRY(pe_pool_new(&engine->ops.pool, n_threads, err));
     const pe_resident_mode mode = (pe_resident_mode)params->resident;
     PE_TRY(pe_resident_init(&engine->resident, &engine->model, &engine->ops, mode, err));
@@ -151,7 +153,7 @@ static bool is_forked(const pe_engine *engine) {
     return engine->owner != getpid();
 }
 
-static pe_status check_owner(const pe_engine *engine, pe_error *err) {
+pe_status pe_engine_check_owner(const pe_engine *engine, pe_error *err) {
     if (is_forked(engine)) {
         return pe_fail(err, PE_ERR_ARG,
                        "engine: expected the process %ld that opened it, found its child %ld",
@@ -195,6 +197,8 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
         .kv_page_bytes = engine->kv.page_bytes,
         .kv_bytes = engine->kv.budget.n_bytes,
         .kv_bytes_peak = engine->kv.budget.n_bytes_peak,
+        .is_encoder = hp->is_causal == 0,
+        .pooling = hp->pooling,
         .resident_bytes = engine->resident.n_used,
         .resident_bytes_goal = pe_resident_goal(&engine->resident),
         .resident_why = engine->resident.why,
@@ -212,7 +216,13 @@ static bool is_recurrent(const pe_engine *engine) {
 
 pe_status pe_session_new(pe_session **out_session, pe_engine *engine, pe_error *err) {
     *out_session = NULL;
-    PE_TRY(check_owner(engine, err));
+    PE_TRY(pe_engine_check_owner(engine, err));
+    if (engine->model.hparams.is_causal == 0) {
+        return pe_fail(err, PE_ERR_UNSUPPORTED,
+                       "session: expected a model that generates text, found %s, an encoder, which"
+                       " only embeds texts",
+                       engine->model.arch->name);
+    }
     pe_session *session = pe_mem_zalloc(1, sizeof *session);
     if (session == NULL) {
         return pe_fail(err, PE_ERR_NOMEM, "session: no memory for another");
@@ -259,7 +269,7 @@ uint32_t pe_session_n_tokens(const pe_session *session) {
 
 pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *err) {
     pe_engine *engine = session->engine;
-    PE_TRY(check_owner(engine, err));
+    PE_TRY(pe_engine_check_owner(engine, err));
     pe_status status = PE_OK;
     pthread_mutex_lock(&engine->mutex);
     if (n_tokens > session->n_tokens) {
@@ -309,8 +319,7 @@ static pe_status check_feed(const pe_engine *engine, const pe_feed *feed, pe_err
     return PE_OK;
 }
 
-/* Runs what the scratch holds and empties it. */
-static pe_status run_batch(pe_engine *engine, const int32_t *cancel, pe_error *err) {
+pe_status pe_engine_run_batch(pe_engine *engine, const int32_t *cancel, pe_error *err) {
     if (engine->scratch.n_tokens == 0) {
         return PE_OK;
     }
@@ -386,7 +395,8 @@ static uint32_t add_tokens(pe_engine *engine, const pe_feed *feed, uint32_t firs
                 feed->logits + (uint64_t)(position - first_logits) * engine->model.hparams.n_vocab;
         }
         s->tokens[s->n_tokens] = (pe_token){.id = tokens[i], .logits = logits};
-        s->places[s->n_tokens] = (pe_place){.table = &session->table, .position = position};
+        s->places[s->n_tokens] =
+            (pe_place){.table = &session->table, .position = position, .end = position + 1};
     }
     return n;
 }
@@ -403,11 +413,11 @@ static pe_status run_feeds(pe_engine *engine, const pe_feed *feeds, uint32_t n_f
         for (uint32_t position = first_fed(engine, session); position < end;) {
             position += add_tokens(engine, &feeds[i], position);
             if (s->n_tokens == s->n_batch) {
-                PE_TRY(run_batch(engine, cancel, err));
+                PE_TRY(pe_engine_run_batch(engine, cancel, err));
             }
         }
     }
-    return run_batch(engine, cancel, err);
+    return pe_engine_run_batch(engine, cancel, err);
 }
 
 /* After success the session holds the feed's tokens too, after a failure what it held. */
@@ -428,7 +438,7 @@ static void end_feed(pe_engine *engine, const pe_feed *feed, bool ok) {
 
 pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
                             const int32_t *cancel, pe_error *err) {
-    PE_TRY(check_owner(engine, err));
+    PE_TRY(pe_engine_check_owner(engine, err));
     pthread_mutex_lock(&engine->mutex);
     pe_status status = PE_OK;
     uint32_t n_checked = 0;

@@ -426,6 +426,27 @@ static void gelu_mul(float *out, const float *gate, const float *up, size_t n) {
     }
 }
 
+static void gelu_erf(float *x, size_t n) {
+    const vec zero = vec_all(0.0f);
+    const vec one = vec_all(1.0f);
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec v = load_part(x + i, n - i);
+        const vec a = vec_max(v, vec_sub(zero, v));
+        const vec t = one / vec_fma(a, vec_all(PE_ERF_P), one);
+        vec p = vec_all(PE_ERF_C7);
+        p = vec_fma(p, t, vec_all(PE_ERF_C6));
+        p = vec_fma(p, t, vec_all(PE_ERF_C5));
+        p = vec_fma(p, t, vec_all(PE_ERF_C4));
+        p = vec_fma(p, t, vec_all(PE_ERF_C3));
+        p = vec_fma(p, t, vec_all(PE_ERF_C2));
+        p = vec_fma(p, t, vec_all(PE_ERF_C1));
+        p = vec_fma(p, t, vec_all(PE_ERF_C0));
+        const vec e = vec_exp(vec_mul(vec_mul(a, a), vec_all(-0.5f)));
+        const vec share = vec_mul(vec_mul(t, p), e);
+        store_part(x + i, vec_sub(vec_max(v, zero), vec_mul(a, share)), n - i);
+    }
+}
+
 static void clamped_mul(float *out, const float *gate, const float *up, size_t n, float limit) {
     for (size_t i = 0; i < n; i += LANES) {
         // vec_max(a, b) is b where either is NaN; min(x, l) = -max(-l, -x), and a zero's
@@ -481,6 +502,7 @@ INLINE void init_attend(pe_kernels *kernels) {
     kernels->turn_keys = turn_keys;
     kernels->attend = attend;
     kernels->gelu_mul = gelu_mul;
+    kernels->gelu_erf = gelu_erf;
     kernels->clamped_mul = clamped_mul;
     kernels->sigmoid_mul = sigmoid_mul;
     kernels->softcap = softcap;

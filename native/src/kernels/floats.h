@@ -297,6 +297,37 @@ static void NAME(ssm_, scan, LEVEL)(float *out, float *state, const float *x, co
     }
 }
 
+/* The sum of x in lanes. */
+INLINE float sum_lanes(const float *x, size_t n) {
+    float lanes[4 * PE_LANES] __attribute__((aligned(PE_CACHE_LINE))) = {0};
+    float totals[4];
+    size_t i = 0;
+    for (; i + PE_LANES <= n; i += PE_LANES) {
+        for (size_t l = 0; l < PE_LANES; l++) {
+            lanes[l] += x[i + l];
+        }
+    }
+    for (size_t l = 0; i + l < n; l++) {
+        lanes[l] += x[i + l];
+    }
+    add_lanes_of_four(totals, lanes);
+    return totals[0];
+}
+
+static void NAME(layer_, norm, LEVEL)(float *out, const float *x, const float *weight,
+                                      const float *bias, size_t n, float eps) {
+    const float mean = sum_lanes(x, n) / (float)n;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] - mean;
+    }
+    float sum_of_squares;
+    NAME(matmul_, f32, LEVEL)(&sum_of_squares, 1, out, 0, 1, out, 0, 1, n);
+    const float r = 1.0f / sqrtf(sum_of_squares / (float)n + eps);
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (out[i] * r) * weight[i] + bias[i];
+    }
+}
+
 static void NAME(set_, floats, LEVEL)(pe_kernels *kernels) {
 #define SET(name, dtype)                                                                           \
     kernels->matvec[dtype] = kernels->matmul[dtype] = NAME(matmul_, name, LEVEL);
@@ -306,6 +337,7 @@ static void NAME(set_, floats, LEVEL)(pe_kernels *kernels) {
 #undef SET
     kernels->rms_norm = NAME(rms_, norm, LEVEL);
     kernels->ssm_scan = NAME(ssm_, scan, LEVEL);
+    kernels->layer_norm = NAME(layer_, norm, LEVEL);
 }
 
 #endif

@@ -117,6 +117,12 @@ typedef struct pe_kernels {
      * alias    out may be x */
     void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps);
 
+    /* d[i] = x[i] - mean, out[i] = (d[i] * r) * weight[i] + bias[i]; mean is the sum of x in
+     * lanes over n, r = 1 / sqrt(lane_sum(d * d) / n + eps).
+     * alias    out may be x */
+    void (*layer_norm)(float *out, const float *x, const float *weight, const float *bias, size_t n,
+                       float eps);
+
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
      * alias    out may be gate or up */
     void (*silu_mul)(float *out, const float *gate, const float *up, size_t n);
@@ -126,6 +132,9 @@ typedef struct pe_kernels {
      *     s = fma(x * x, PE_GELU_CUBE, PE_GELU_SLOPE); out = x / (1 + exp(x * s)) * up
      * alias    out may be gate or up */
     void (*gelu_mul)(float *out, const float *gate, const float *up, size_t n);
+
+    /* x[i] = gelu(x[i]), in its exact form, see PE_GELU_ERF. */
+    void (*gelu_erf)(float *x, size_t n);
 
     /* gpt-oss's gate: g = min(gate, limit), u = up held to +-limit,
      *     out[i] = g / (1 + exp(-1.702 g)) * (u + 1); NaN stays
@@ -230,5 +239,22 @@ void pe_kernels_init_attend_neon(pe_kernels *kernels);
 #define PE_GELU_SLOPE (-1.5957691216057308f)
 #define PE_GELU_CUBE (-0.07135481282719223f)
 #define PE_CLAMPED_SLOPE (-1.702f)
+
+/* PE_GELU_ERF: x times the normal distribution's share below x, which is
+ * (1 + erf(x / sqrt 2)) / 2, as
+ *     a = max(x, 0 - x); t = 1 / fma(a, PE_ERF_P, 1)
+ *     share = t * (C0 + C1 t + ... + C7 t^7 by fma) * exp(a * a * -0.5)    of what lies above a
+ *     gelu(x) = max(x, 0) - a * share
+ * a form of Hastings' (Abramowitz and Stegun 7.1.26) with coefficients fitted to a in [0, 14]:
+ * 1e-7 of the share. Together with rounding 2.5e-7 |x| at most; infinity gives NaN. */
+#define PE_ERF_P 0.305f
+#define PE_ERF_C0 0.121639736f
+#define PE_ERF_C1 0.122466825f
+#define PE_ERF_C2 0.103420831f
+#define PE_ERF_C3 0.1210218f
+#define PE_ERF_C4 (-0.0379770622f)
+#define PE_ERF_C5 0.185717151f
+#define PE_ERF_C6 (-0.152988464f)
+#define PE_ERF_C7 0.036699228f
 
 #endif

@@ -205,6 +205,23 @@ static void rms_norm_scalar(float *out, const float *x, const float *weight, siz
     }
 }
 
+static void layer_norm_scalar(float *out, const float *x, const float *weight, const float *bias,
+                              size_t n, float eps) {
+    float lanes[PE_LANES] = {0};
+    for (size_t i = 0; i < n; i++) {
+        lanes[i % PE_LANES] += x[i];
+    }
+    const float mean = add_in_halves(lanes, PE_LANES) / (float)n;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] - mean;
+    }
+    const float variance = dot_float(out, out, n, widen_f32) / (float)n;
+    const float r = 1.0f / sqrtf(variance + eps);
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (out[i] * r) * weight[i] + bias[i];
+    }
+}
+
 static void silu_mul_scalar(float *out, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) {
         out[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
@@ -215,6 +232,23 @@ static void gelu_mul_scalar(float *out, const float *gate, const float *up, size
     for (size_t i = 0; i < n; i++) {
         const float s = fmaf(gate[i] * gate[i], PE_GELU_CUBE, PE_GELU_SLOPE);
         out[i] = gate[i] / (1.0f + exp_f32(gate[i] * s)) * up[i];
+    }
+}
+
+static void gelu_erf_scalar(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const float a = max_or_second(x[i], 0.0f - x[i]);
+        const float t = 1.0f / fmaf(a, PE_ERF_P, 1.0f);
+        float p = PE_ERF_C7;
+        p = fmaf(p, t, PE_ERF_C6);
+        p = fmaf(p, t, PE_ERF_C5);
+        p = fmaf(p, t, PE_ERF_C4);
+        p = fmaf(p, t, PE_ERF_C3);
+        p = fmaf(p, t, PE_ERF_C2);
+        p = fmaf(p, t, PE_ERF_C1);
+        p = fmaf(p, t, PE_ERF_C0);
+        const float share = (t * p) * exp_f32(a * a * -0.5f);
+        x[i] = max_or_second(x[i], 0.0f) - a * share;
     }
 }
 
@@ -436,7 +470,9 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
 #undef SET_QUANT
     memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_scalar;
+    kernels->layer_norm = layer_norm_scalar;
     kernels->silu_mul = silu_mul_scalar;
+    kernels->gelu_erf = gelu_erf_scalar;
     kernels->gelu_mul = gelu_mul_scalar;
     kernels->clamped_mul = clamped_mul_scalar;
     kernels->sigmoid_mul = sigmoid_mul_scalar;

@@ -3,9 +3,11 @@
 
 static const pe_arch *const ARCHS[] = {
     // clang-format off
+    &pe_arch_bert,
     &pe_arch_deepseek2,
     &pe_arch_gemma2,
     &pe_arch_gemma3,
+    &pe_arch_gemma_embedding,
     &pe_arch_gpt_oss,
     &pe_arch_granite,
     &pe_arch_granitehybrid,
@@ -13,6 +15,7 @@ static const pe_arch *const ARCHS[] = {
     &pe_arch_lfm2,
     &pe_arch_llama,
     &pe_arch_mistral3,
+    &pe_arch_nomic_bert,
     &pe_arch_olmo2,
     &pe_arch_phi3,
     &pe_arch_qwen2,

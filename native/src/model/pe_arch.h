@@ -26,12 +26,15 @@ typedef struct pe_hparams {
     uint32_t d_ff;
     uint32_t n_heads;
     uint32_t n_kv_heads;
-    uint32_t d_k;       // width of a query or key head
-    uint32_t d_v;       // width of a value head
-    uint32_t d_rot;     // leading dimensions of a head that are rotated
-    uint32_t n_vocab;   // from the embedding's shape, not from metadata
-    uint32_t window;    // positions that a windowed layer's query sees; 0: no such layers
-    uint32_t has_rope;  // 0: positions show in the order of keys alone
+    uint32_t d_k;        // width of a query or key head
+    uint32_t d_v;        // width of a value head
+    uint32_t d_rot;      // leading dimensions of a head that are rotated
+    uint32_t n_vocab;    // from the embedding's shape, not from metadata
+    uint32_t window;     // positions that a windowed layer's query sees; 0: no such layers
+    uint32_t has_rope;   // 0: positions show in the order of keys alone
+    uint32_t is_causal;  // 0: every token sees the whole text
+    uint32_t pooling;    // pe_pooling
+    uint32_t n_types;    // rows of the token types' embedding, from its shape; 0: none
     float norm_eps;
     float embd_scale;      // token embeddings are multiplied by it
     float residual_scale;  // and so is what a layer adds to the residual stream
@@ -186,7 +189,9 @@ typedef enum pe_dim {
     PE_DIM_DELTA_HEADS,     // n_delta_v_heads
     PE_DIM_TWO_DELTA_HEADS,
     PE_DIM_SSM_GROUPS,
-    PE_DIM_SSM_GROUP  // d_inner / n_ssm_groups
+    PE_DIM_SSM_GROUP,  // d_inner / n_ssm_groups
+    PE_DIM_CTX,        // n_ctx_train
+    PE_DIM_TYPES       // n_types
 } pe_dim;
 
 typedef enum pe_slot {
@@ -198,6 +203,10 @@ typedef enum pe_slot {
     PE_W_ROPE_FREQS,
     PE_W_ROPE_LONG,
     PE_W_ROPE_SHORT,
+    PE_W_POSITION_EMBD,
+    PE_W_TYPE_EMBD,
+    PE_W_EMBD_NORM,
+    PE_W_EMBD_NORM_BIAS,
     // of a layer
     PE_W_ATTN_NORM,
     PE_W_ATTN_Q,
@@ -262,6 +271,10 @@ typedef enum pe_slot {
     PE_W_SSM_D,
     PE_W_SSM_NORM,
     PE_W_SSM_OUT,
+    PE_W_ATTN_OUT_NORM,
+    PE_W_ATTN_OUT_NORM_BIAS,
+    PE_W_LAYER_OUT_NORM,
+    PE_W_LAYER_OUT_NORM_BIAS,
     PE_W_COUNT
 } pe_slot;
 
@@ -317,7 +330,9 @@ typedef enum pe_step_kind {
     PE_STEP_QKV_GATED,        // as QKV, and a gate behind each head's query
     PE_STEP_GATE_HEADS,       // h = sigmoid(those gates) * h
     PE_STEP_DELTA,            // h = normed and gated output of a layer of the gated delta rule
-    PE_STEP_MAMBA2            // h = the normed and gated output of Mamba-2's heads (2405.21060)
+    PE_STEP_MAMBA2,           // h = the normed and gated output of Mamba-2's heads (2405.21060)
+    PE_STEP_LAYER_NORM,       // h = x = layer_norm(x) * weight + bias
+    PE_STEP_GELU              // h = gelu(up h), in its exact form
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -356,11 +371,15 @@ typedef struct pe_arch {
     bool queries_are_gated;       // each head of them has a gate behind it
     bool delta_heads_alternate;   // value head i goes with key head i modulo their number, not
                                   // with its neighbours to one
+    bool window_is_symmetric;     // half of it lies behind the token
+    bool is_encoder;              // that every token sees the whole text is a given
 } pe_arch;
 
 extern const pe_arch pe_arch_deepseek2;
+extern const pe_arch pe_arch_bert;
 extern const pe_arch pe_arch_gemma2;
 extern const pe_arch pe_arch_gemma3;
+extern const pe_arch pe_arch_gemma_embedding;
 extern const pe_arch pe_arch_gpt_oss;
 extern const pe_arch pe_arch_granite;
 extern const pe_arch pe_arch_granitemoe;
@@ -368,6 +387,7 @@ extern const pe_arch pe_arch_granitehybrid;
 extern const pe_arch pe_arch_lfm2;
 extern const pe_arch pe_arch_llama;
 extern const pe_arch pe_arch_mistral3;
+extern const pe_arch pe_arch_nomic_bert;
 extern const pe_arch pe_arch_olmo2;
 extern const pe_arch pe_arch_phi3;
 extern const pe_arch pe_arch_qwen2;

@@ -11,6 +11,8 @@
 
 /* What every family reads: a key that its files never have keeps its default. */
 #define PE_HPARAMS_COMMON(embd_absent, attn_value)                                                 \
+    PE_HPARAMS_WITH_EPS("attention.layer_norm_rms_epsilon", embd_absent, attn_value)
+#define PE_HPARAMS_WITH_EPS(eps_key, embd_absent, attn_value)                                      \
     PE_ROW("block_count", n_layers, U32, ERROR, 0),                                                \
         PE_ROW("context_length", n_ctx_train, U32, ERROR, 0),                                      \
         PE_ROW("embedding_length", d_model, U32, ERROR, 0),                                        \
@@ -19,7 +21,9 @@
         PE_ROW("attention.head_count_kv", n_kv_heads, U32_BY_LAYER, HEADS, 0),                     \
         PE_ROW("attention.key_length", d_k, U32, HEAD_WIDTH, 0),                                   \
         PE_ROW("attention.value_length", d_v, U32, HEAD_WIDTH, 0),                                 \
-        PE_ROW("attention.layer_norm_rms_epsilon", norm_eps, F32, ERROR, 0),                       \
+        PE_ROW(eps_key, norm_eps, F32, ERROR, 0),                                                  \
+        PE_ROW("attention.causal", is_causal, BOOL, VALUE, 1),                                     \
+        PE_ROW("pooling_type", pooling, U32, VALUE, PE_POOLING_UNSAID),                            \
         PE_ROW("attention.sliding_window", window, U32, VALUE, 0),                                 \
         PE_ROW("attention.scale", attn_scale, F32, ATTN_SCALE, attn_value),                        \
         PE_ROW("embedding_scale", embd_scale, F32, embd_absent, 1),                                \
@@ -52,6 +56,11 @@
 #define PE_HPARAMS_HAS_ROPE PE_ROW("rope.scaling.finetuned", has_rope, BOOL, VALUE, 1)
 /* They do not: all are. */
 #define PE_HPARAMS_ALWAYS_ROPE PE_ROW("", has_rope, U32, VALUE, 1)
+
+/* Encoders: norms that also center, every token sees every other. */
+#define PE_HPARAMS_ENCODER                                                                         \
+    PE_HPARAMS_WITH_EPS("attention.layer_norm_epsilon", VALUE, 0),                                 \
+        PE_HPARAMS_ROPE(ROPE_BASE, 0, 1), PE_ROW("attention.causal", is_causal, BOOL, VALUE, 0)
 
 /* ---- weights ---------------------------------------------------------- */
 
@@ -198,11 +207,28 @@
         PE_ROW("ssm.inner_size", d_delta_values, U32, ERROR, 0),                                   \
         PE_ROW("nextn_predict_layers", n_predictors, U32, VALUE, 0)
 
+/* Of encoders, whose norms stand behind what they norm. */
+#define PE_SLOTS_ENCODER                                                                           \
+    PE_MATRIX(PE_W_TOKEN_EMBD, "token_embd", VOCAB, MODEL), {PE_W_TYPE_EMBD,                       \
+                                                             "token_types.weight",                 \
+                                                             PE_DIM_TYPES,                         \
+                                                             PE_DIM_MODEL,                         \
+                                                             PE_SLOT_OPTIONAL,                     \
+                                                             0,                                    \
+                                                             0},                                   \
+        PE_VECTOR(PE_W_EMBD_NORM, "token_embd_norm.weight", MODEL),                                \
+        PE_VECTOR(PE_W_EMBD_NORM_BIAS, "token_embd_norm.bias", MODEL),                             \
+        PE_VECTOR(PE_W_ATTN_OUT_NORM, "blk.attn_output_norm.weight", MODEL),                       \
+        PE_VECTOR(PE_W_ATTN_OUT_NORM_BIAS, "blk.attn_output_norm.bias", MODEL),                    \
+        PE_VECTOR(PE_W_LAYER_OUT_NORM, "blk.layer_output_norm.weight", MODEL),                     \
+        PE_VECTOR(PE_W_LAYER_OUT_NORM_BIAS, "blk.layer_output_norm.bias", MODEL)
+
 /* ---- steps ------------------------------------------------------------ */
 
 #define PE_DO(kind) {PE_STEP_##kind, PE_W_NONE, PE_W_NONE}
 #define PE_DO_WITH(kind, weight) {PE_STEP_##kind, PE_W_##weight, PE_W_NONE}
 #define PE_PROJECT(weight) {PE_STEP_PROJECT, PE_W_##weight, PE_W_##weight##_BIAS}
+#define PE_LAYER_NORM(weight) {PE_STEP_LAYER_NORM, PE_W_##weight, PE_W_##weight##_BIAS}
 
 #define PE_STEPS_SWIGLU PE_DO(SWIGLU), PE_PROJECT(FFN_DOWN), PE_DO(ADD)
 #define PE_STEPS_ATTEND PE_DO(ATTEND), PE_PROJECT(ATTN_OUT), PE_DO(ADD)

@@ -48,6 +48,8 @@ static pe_status read_vocab(pe_hparams *hp, const pe_file *file, pe_error *err) 
                        pe_file_path(file), embd->dims[1]);
     }
     hp->n_vocab = (uint32_t)embd->dims[1];
+    const pe_tensor_info *types = pe_file_find_tensor(file, "token_types.weight");
+    hp->n_types = types == NULL ? 0 : (uint32_t)PE_MIN(types->dims[1], UINT32_MAX);
     const pe_meta *tokens = pe_file_find_meta(file, "tokenizer.ggml.tokens");
     if (tokens != NULL && (tokens->type != PE_META_ARRAY || tokens->item_type != PE_META_STRING)) {
         return pe_fail(err, PE_ERR_FORMAT,
@@ -122,6 +124,8 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     case PE_DIM_SSM_HEADS: return hp->n_ssm_heads;
     case PE_DIM_SSM_GROUPS: return hp->n_ssm_groups;
     case PE_DIM_SSM_GROUP: return hp->d_inner / hp->n_ssm_groups;
+    case PE_DIM_CTX: return hp->n_ctx_train;
+    case PE_DIM_TYPES: return hp->n_types;
     }
     return 0;
 }
@@ -325,7 +329,8 @@ static pe_status bind_weights(pe_model *model, const pe_file *file, pe_error *er
     if (b.n_wrong == 1) {
         return pe_fail(err, (pe_status)b.first.code, "%s", b.first.message);
     }
-    if (model->shared[PE_W_OUTPUT].data == model->shared[PE_W_TOKEN_EMBD].data) {
+    if (model->shared[PE_W_OUTPUT].data != NULL &&
+        model->shared[PE_W_OUTPUT].data == model->shared[PE_W_TOKEN_EMBD].data) {
         const pe_weight *tied = &model->shared[PE_W_OUTPUT];
         model->decode_bytes += tied->n_rows * tied->row_bytes;
     }
@@ -380,7 +385,9 @@ static pe_status read_layers(pe_model *model, const pe_file *file, pe_error *err
         pe_layer_hparams *layer = &model->layer_hparams[i];
         PE_TRY(pe_hparams_read_layer(layer, hp, i, model->arch, file, err));
         if (!layer->is_recurrent) {
-            layer->kv_layer = model->n_kv_layers++;
+            // Where every token sees the whole text a layer needs no keys but its own: one place.
+            layer->kv_layer = hp->is_causal != 0 ? model->n_kv_layers++ : 0;
+            model->n_kv_layers = PE_MAX(model->n_kv_layers, 1u);
             continue;
         }
         layer->state_first = model->state_floats;

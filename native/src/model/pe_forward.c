@@ -4,6 +4,18 @@
 #include "pe_quant.h"
 #include "pe_rope.h"
 
+/* Adds row i of an embedding to x, if the model has it. */
+static void add_row(float *x, float *room, const pe_weight *embd, uint64_t i) {
+    if (embd->data == NULL) {
+        return;
+    }
+    pe_quant_unpack(room, embd->dtype, (const uint8_t *)embd->data + i * embd->row_bytes,
+                    embd->n_cols);
+    for (uint64_t d = 0; d < embd->n_cols; d++) {
+        x[d] += room[d];
+    }
+}
+
 static void embed_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
@@ -16,6 +28,14 @@ static void embed_token(void *arg, uint32_t i_token, uint32_t i_thread) {
                     hp->d_model);
     for (uint64_t i = 0; i < hp->d_model; i++) {
         x[i] *= hp->embd_scale;
+    }
+    const pe_weight *shared = p->model->shared;
+    float *room = p->s->h + (uint64_t)i_token * hp->d_model;
+    add_row(x, room, &shared[PE_W_TYPE_EMBD], 0);
+    add_row(x, room, &shared[PE_W_POSITION_EMBD], p->s->places[i_token].position);
+    if (shared[PE_W_EMBD_NORM].data != NULL) {
+        p->ops->kernels.layer_norm(x, x, shared[PE_W_EMBD_NORM].data,
+                                   shared[PE_W_EMBD_NORM_BIAS].data, hp->d_model, hp->norm_eps);
     }
     for (uint32_t kind = 0; kind < p->s->n_rotations; kind++) {
         pe_rope_angles(pe_pass_angles(p, (pe_rope_angles_kind)kind) + (uint64_t)i_token * hp->d_rot,
@@ -49,6 +69,8 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_GATE_HEADS: pe_step_gate_heads(p); break;
     case PE_STEP_DELTA: pe_step_delta(p); break;
     case PE_STEP_MAMBA2: pe_step_mamba2(p); break;
+    case PE_STEP_LAYER_NORM: pe_step_layer_norm(p, step); break;
+    case PE_STEP_GELU: pe_step_gelu(p); break;
     }
 }
 

@@ -362,6 +362,33 @@ static pe_status check_sections(const pe_hparams *hp, const pe_arch *arch, const
     return PE_OK;
 }
 
+/* What a token sees, and what becomes of a text. */
+static pe_status check_texts(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
+                             pe_error *err) {
+    if (arch->is_encoder && hp->is_causal != 0) {
+        return pe_fail(err, PE_ERR_UNSUPPORTED,
+                       "%s: %s.attention.causal: expected false, since this build knows the"
+                       " architecture as an encoder, found true",
+                       pe_file_path(file), arch->name);
+    }
+    if (hp->is_causal == 0 && hp->window > 0 && !arch->window_is_symmetric) {
+        return pe_fail(
+            err, PE_ERR_UNSUPPORTED,
+            "%s: %s.attention.causal: expected true beside a sliding window, found false,"
+            " which this build cannot run",
+            pe_file_path(file), arch->name);
+    }
+    if (hp->pooling > PE_POOLING_LAST && hp->pooling != PE_POOLING_UNSAID) {
+        return pe_fail(
+            err, PE_ERR_UNSUPPORTED,
+            "%s: %s.pooling_type: expected 0 (none), 1 (mean), 2 (cls) or 3 (last), found"
+            " %u%s, which this build cannot run",
+            pe_file_path(file), arch->name, hp->pooling,
+            hp->pooling == 4 ? " (rank, a reranker's head)" : "");
+    }
+    return PE_OK;
+}
+
 static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
                                pe_error *err) {
     pe_file_info info;
@@ -389,6 +416,7 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
     if (arch->queries_are_gated) {
         PE_TRY(in_range("value length", hp->d_v, hp->d_k, hp->d_k, file, err));
     }
+    PE_TRY(check_texts(hp, arch, file, err));
     if (hp->n_heads % hp->n_kv_heads != 0) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: heads: expected a multiple of the %u KV heads, found %u",

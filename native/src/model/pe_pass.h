@@ -13,6 +13,7 @@ typedef struct pe_pass {
     pe_acts h;  // the current value and its width
     // of the running step
     const float *weight;
+    const float *bias;
     const float *norm_in;
     float *norm_out;
     float *gate;  // [tokens or rows][d_gate], which up multiplies
@@ -59,6 +60,7 @@ void pe_step_norm_rows(pe_pass *p, const float *weight, const float *in, float *
                        uint32_t n_rows);
 void pe_step_residual(pe_pass *p);
 void pe_step_norm(pe_pass *p, const pe_step *step, const float *in, float *out);
+void pe_step_layer_norm(pe_pass *p, const pe_step *step);
 void pe_step_project(pe_pass *p, const pe_step *step);
 void pe_step_add(pe_pass *p);
 /* In the last layer, once keys, values and states have taken all tokens, those whose logits
@@ -83,6 +85,7 @@ void pe_step_gate_heads(pe_pass *p);
 
 void pe_step_swiglu(pe_pass *p);
 void pe_step_geglu(pe_pass *p);
+void pe_step_gelu(pe_pass *p);
 void pe_step_shared(pe_pass *p);
 void pe_step_experts(pe_pass *p);
 void pe_step_experts_clamped(pe_pass *p);
@@ -122,8 +125,8 @@ void pe_step_delta(pe_pass *p);
 
 /* ---- pe_head.c ---- */
 
-/* Fills the logits that tokens of the batch want.
- * errors   PE_ERR_NUMERIC for one that is NaN or infinite */
+/* Gives the tokens of the batch the hidden states and the logits that they want.
+ * errors   PE_ERR_NUMERIC for a logit that is NaN or infinite; hidden states are not checked */
 pe_status pe_head_run(pe_pass *p, pe_error *err);
 
 #endif

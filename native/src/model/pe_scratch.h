@@ -11,7 +11,13 @@
 typedef struct pe_token {
     uint32_t id;
     float *logits;  // [n_vocab], the caller's; NULL: not wanted
+    float *hidden;  // [d_model], what lies behind the last norm; NULL: not wanted
+    bool adds;      // hidden is added to what is there, in the order of tokens
 } pe_token;
+
+static inline bool pe_token_is_wanted(const pe_token *token) {
+    return token->logits != NULL || token->hidden != NULL;
+}
 
 /* A batch and all memory that a pass over it needs, taken once. */
 typedef struct pe_scratch {

@@ -25,6 +25,21 @@ void pe_step_norm(pe_pass *p, const pe_step *step, const float *in, float *out) 
     pe_pass_set_h(p, out, p->s->n_tokens, p->model->hparams.d_model);
 }
 
+static void layer_norm_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    float *x = p->s->x + i_token * d_model;
+    p->ops->kernels.layer_norm(x, x, p->weight, p->bias, d_model, p->model->hparams.norm_eps);
+}
+
+void pe_step_layer_norm(pe_pass *p, const pe_step *step) {
+    p->weight = pe_pass_weight(p, step->weight)->data;
+    p->bias = pe_pass_weight(p, step->bias)->data;
+    pe_pass_for_tokens(p, layer_norm_token);
+    pe_step_residual(p);
+}
+
 void pe_step_project(pe_pass *p, const pe_step *step) {
     const pe_product product = pe_pass_product(p, p->s->up, step->weight, step->bias);
     pe_matmul(p->ops, &product, 1, &p->h);
@@ -51,7 +66,7 @@ void pe_step_move_wanted(pe_pass *p, float *values, uint64_t n_k) {
     const pe_scratch *s = p->s;
     uint32_t n_kept = 0;
     for (uint32_t i = 0; i < s->n_tokens && p->layer + 1 == p->model->hparams.n_layers; i++) {
-        if (s->tokens[i].logits == NULL) {
+        if (!pe_token_is_wanted(&s->tokens[i])) {
             continue;
         }
         if (n_kept < i) {
@@ -70,7 +85,7 @@ void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k) {
     pe_step_move_wanted(p, s->x, p->model->hparams.d_model);
     uint32_t n_kept = 0;
     for (uint32_t i = 0; i < s->n_tokens; i++) {
-        if (s->tokens[i].logits != NULL) {
+        if (pe_token_is_wanted(&s->tokens[i])) {
             s->tokens[n_kept] = s->tokens[i];
             s->places[n_kept++] = s->places[i];
         }

@@ -133,11 +133,18 @@ void pe_step_attend(pe_pass *p, const pe_step *step) {
         pe_step_move_wanted(p, p->s->q_gates, 2 * q_width);
     }
     pe_step_drop_unwanted(p, p->s->q, q_width);
+    uint32_t window = pe_pass_layer(p)->window;
+    uint32_t n_ahead = UINT32_MAX;
+    if (window > 0 && hp->is_causal == 0) {
+        n_ahead = window / 2;
+        window = n_ahead + 1;
+    }
     const pe_queries queries = {.q = p->s->q,
                                 .places = p->s->places,
                                 .n_tokens = p->s->n_tokens,
                                 .n_heads = hp->n_heads,
-                                .window = pe_pass_layer(p)->window,
+                                .window = window,
+                                .n_ahead = n_ahead,
                                 .scale = hp->attn_scale,
                                 .softcap = hp->attn_softcap,
                                 .sinks = pe_pass_weight(p, step->weight)->data};

@@ -64,6 +64,21 @@ static void switch_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     }
 }
 
+static void gelu_token(void *arg, uint32_t i, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    p->ops->kernels.gelu_erf(p->gate + i * p->d_gate, p->d_gate);
+}
+
+void pe_step_gelu(pe_pass *p) {
+    const pe_product up = pe_pass_product(p, p->s->gate, PE_W_FFN_UP, PE_W_FFN_UP_BIAS);
+    pe_matmul(p->ops, &up, 1, &p->h);
+    p->gate = p->s->gate;
+    p->d_gate = p->model->hparams.d_ff;
+    pe_pass_for_tokens(p, gelu_token);
+    pe_pass_set_h(p, p->s->gate, p->s->n_tokens, p->d_gate);
+}
+
 /* The expert that every token goes through. */
 void pe_step_shared(pe_pass *p) {
     if (p->model->hparams.d_shared == 0) {

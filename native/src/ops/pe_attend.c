@@ -93,6 +93,18 @@ static void scatter(const attend_job *job, const group *g, const pe_softmax *sof
     }
 }
 
+/* The first position that a token sees. */
+static uint64_t first_seen(const attend_job *job, const pe_place *place) {
+    const uint64_t end = (uint64_t)place->position + 1;
+    const uint32_t window = job->queries->window;
+    return window == 0 || end <= window ? 0 : end - window;
+}
+
+/* The first that it does not see any more. */
+static uint64_t end_seen(const attend_job *job, const pe_place *place) {
+    return PE_MIN((uint64_t)place->position + 1 + job->queries->n_ahead, place->end);
+}
+
 /* What one call of the kernel needs. */
 typedef struct opened {
     const float *keys;
@@ -116,20 +128,13 @@ static void attend_tokens(const attend_job *job, const group *g, const bench *b,
     const uint32_t n = (end - begin) * g->n_heads;
     uint32_t n_valid[TILE_QUERIES];
     for (uint32_t i = 0; i < n; i++) {
-        const uint64_t past = (uint64_t)places[begin + i / g->n_heads].position + 1 - page->first;
+        const uint64_t past = end_seen(job, &places[begin + i / g->n_heads]) - page->first;
         n_valid[i] = (uint32_t)(PE_MIN(past, PE_PAGE_TOKENS) - from);
     }
     job->ops->kernels.attend(softmax + i_first, b->acc + i_first * d_v,
                              b->q + i_first * (uint64_t)shape->d_k, n_valid, n, page->keys + from,
                              page->values + from * d_v, shape->d_k, d_v, job->queries->scale,
                              job->queries->softcap);
-}
-
-/* The first position that a token sees. */
-static uint64_t first_seen(const attend_job *job, const pe_place *place) {
-    const uint64_t end = (uint64_t)place->position + 1;
-    const uint32_t window = job->queries->window;
-    return window == 0 || end <= window ? 0 : end - window;
 }
 
 /* Values of a page, which lie beside the keys or are their last dimensions. */
@@ -159,11 +164,11 @@ static void attend_page(const attend_job *job, const group *g, const bench *b, p
                        pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k),
                    .first = i_page * PE_PAGE_TOKENS};
     page.values = open_values(job, g, b, page.keys, i_page, next);
-    // Positions rise: first tokens that stand in front of the page, then those that see it
+    // Positions rise: first tokens that see nothing of the page, then those that see it
     // from its first position on, then, one by one, those whose window begins inside it,
     // then those whose window lies behind it.
     uint32_t begin = 0;
-    while (begin < g->tile.n_tokens && places[begin].position < page.first) {
+    while (begin < g->tile.n_tokens && end_seen(job, &places[begin]) <= page.first) {
         begin++;
     }
     uint32_t end = begin;
@@ -195,7 +200,7 @@ static void attend_group(const attend_job *job, const group *g, uint32_t i_threa
     }
     gather(job, g, b.q);
     memset(b.acc, 0, g->n_queries * round_up(job->kv->shape.d_v) * sizeof *b.acc);
-    const uint64_t last = places[g->tile.n_tokens - 1].position / PE_PAGE_TOKENS;
+    const uint64_t last = (end_seen(job, &places[g->tile.n_tokens - 1]) - 1) / PE_PAGE_TOKENS;
     for (uint64_t page = first_seen(job, places) / PE_PAGE_TOKENS; page <= last; page++) {
         attend_page(job, g, &b, softmax, page, PE_MIN(page + 1, last));
     }
