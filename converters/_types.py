@@ -14,9 +14,9 @@ from converters._summary import Fallback
 from pyengine._errors import ArgumentError, ConversionError
 
 # Where an error of few bits costs most: every token's vector, and every logit.
+_KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
 # Read a row a token, and small.
 _FLOAT_EMBEDDINGS = ("position_embd.weight", "token_types.weight")
-_KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
 # Types for rows that are whole blocks of 32, but not of 256: those that llama.cpp takes.
 _SMALLER = {
     "Q2_K": _encode.Q4_0,

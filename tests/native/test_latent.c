@@ -38,12 +38,13 @@ static uint8_t blocks[sizeof floats];
 
 /* Random matrices, one a head. */
 static pe_weight make_weight(pe_dtype dtype) {
-    const pe_dtype_info *info = &pe_dtype_find(dtype)->info;
+    const pe_dtype_traits *traits = pe_dtype_find(dtype);
+    const pe_dtype_info *info = &traits->info;
     fill(floats, PE_LEN(floats));
     memcpy(blocks, floats, sizeof floats);
     if (dtype != PE_DTYPE_F32) {
         for (size_t b = 0; b < PE_LEN(floats) / PE_BLOCK; b++) {
-            pe_quant_pack_block(blocks + b * info->block_bytes, dtype, floats + b * PE_BLOCK);
+            traits->pack_block(blocks + b * info->block_bytes, floats + b * PE_BLOCK);
         }
     }
     return (pe_weight){.data = blocks,
