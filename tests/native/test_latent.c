@@ -150,7 +150,7 @@ static void attend(float *to, pe_kv_type type, uint32_t d_v, bool are_keys, uint
         memcpy(k, keys + (size_t)i * D_K, sizeof k);
         memcpy(v, k + D_K - d_v, d_v * sizeof *v);
         pe_kv_store(&pool, &table, 0, i, k, are_keys ? NULL : v);
-        places[i] = (pe_place){.table = &table, .position = i};
+        places[i] = (pe_place){.table = &table, .position = i, .end = i + 1};
     }
     const uint64_t n_floats = pe_attend_room_floats(D_K, d_v);
     float *floats_of_threads = pe_mem_zalloc(n_threads * n_floats, sizeof(float));
