@@ -38,8 +38,8 @@ def is_encoder(values: Mapping[str, object]) -> bool:
     """Whether a config.json describes one."""
     stated = values.get("architectures")
     if stated is None:
-        return values.get("model_type") in {e.model_type for e in ENCODERS.values()}
-    return isinstance(stated, list) and len(stated) == 1 and stated[0] in ENCODERS
+        return values.get("model_type") in [e.model_type for e in ENCODERS.values()]
+    return isinstance(stated, list) and len(stated) == 1 and stated[0] in list(ENCODERS)
 
 
 class EncoderMapping:

@@ -43,7 +43,7 @@ _REFUSED = (
 # Ways to start that leave the base's weights alone. The others subtract what B A starts with.
 _HARMLESS_STARTS = (True, False, None, "gaussian", "eva", "orthogonal")
 # A pattern is matched against names of a hundred letters; this many repetitions stay quick.
-_MAX_REPETITIONS, _MAX_PATTERN = 3, 200
+_MAX_REPETITIONS, _MAX_PATTERN, _MAX_NAME = 3, 200, 200
 
 
 @dataclass(frozen=True)
@@ -197,6 +197,12 @@ class Adapter:
         return found
 
     def _scale_and_rank(self, module: str) -> tuple[float, int]:
+        # Matching takes up to the fourth power of a name's length.
+        if len(module) > _MAX_NAME and (self._ranks or self._alphas):
+            raise ConversionError(
+                f"{self.file.path}: tensor {module!r:.60}...: expected names of at most "
+                f"{_MAX_NAME} letters beside patterns, found {len(module)}"
+            )
         rank = int(_first(self._ranks, module, self._rank))
         alpha = _first(self._alphas, module, self.alpha)
         return alpha / (math.sqrt(rank) if self._root_scaled else rank), rank

@@ -10,7 +10,7 @@ import numpy as np
 from converters._checkpoint import Checkpoint
 from converters._families import LEFT_OUT_PREFIXES
 from converters._lora import Adapter, Delta
-from converters._mapping import plain_name
+from converters._mapping import ModelMapping, plain_name
 from converters._source import Floats, TensorEntry
 from pyengine._errors import ConversionError
 
@@ -70,7 +70,7 @@ class MergedCheckpoint(Checkpoint):
     def _refuse_tied(self) -> None:
         """Where one tensor is embedding and head, an adapter speaks of only one of the two."""
         stored = {plain_name(name) for name in super().entries}
-        if self.config.get("tie_word_embeddings") is not True and _HEAD in stored:
+        if _HEAD in stored and not ModelMapping(self.config, str(self.folder)).tied:
             return
         for source in (_EMBEDDING, _HEAD):
             if source in self._adapter.deltas or source in self._adapter.replaced:

@@ -63,12 +63,12 @@ def encode(engine: Engine, question: Question, n_new: int) -> Prompt:
     Raises:
         ContextFullError: The context of the engine is too small; names the line.
     """
-    context = np.array(engine.tokenize(question.prompt), np.uint32)
+    context = np.array(_open_tokens(engine, question.prompt), np.uint32)
+    if not context.size:
+        raise TokenizerError(f"{question.place}: expected tokens of the question, found none")
     endings = []
     for text in question.endings:
-        whole = engine.tokenize(f"{question.prompt} {text}")
-        if engine.tokenizer.add_eos and whole and whole[-1] == engine.tokenizer.eos_id:
-            whole.pop()
+        whole = _open_tokens(engine, f"{question.prompt} {text}")
         endings.append(np.array(whole[len(context) :], np.uint32))
         if not endings[-1].size:
             raise TokenizerError(
@@ -83,6 +83,14 @@ def encode(engine: Engine, question: Question, n_new: int) -> Prompt:
             f"context, found {need}"
         )
     return Prompt(question.group, context, tuple(endings))
+
+
+def _open_tokens(engine: Engine, text: str) -> list[int]:
+    """A text's tokens, to be continued: without the end token that some models put behind."""
+    tokens = engine.tokenize(text)
+    if engine.tokenizer.add_eos and tokens and tokens[-1] == engine.tokenizer.eos_id:
+        tokens.pop()
+    return tokens
 
 
 def groups(prompts: Sequence[Prompt]) -> Iterator[Sequence[Prompt]]:

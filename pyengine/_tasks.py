@@ -234,8 +234,8 @@ def _arc(record: _Record) -> Question:
     endings = record.checked_texts("text", choices["text"])
     labels = record.checked_texts("label", choices["label"])
     key = record.text("answerKey")
-    if key not in labels or len(labels) != len(endings):
-        raise record.wrong(f"one label of each choice, {key!r} among them", labels)
+    if key not in labels or len(labels) != len(endings) or len(set(labels)) != len(labels):
+        raise record.wrong(f"a label of its own for each choice, {key!r} among them", labels)
     prompt = f"Question: {record.text('question')}\nAnswer:"
     return Question(record.place, "", prompt, endings, labels.index(key))
 

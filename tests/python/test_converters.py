@@ -411,6 +411,8 @@ def test_rows_that_are_no_whole_blocks_fall_back(make: Maker) -> None:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        ({"architectures": [[]]}, r"architectures: .* found \[\[\]\]"),
+        ({"architectures": None, "model_type": []}, "model_type: .* found"),
         ({"architectures": ["MambaForCausalLM"]}, "architectures: .* found .'Mamba"),
         ({"architectures": None, "model_type": "gpt2"}, "model_type: .* found 'gpt2'"),
         ({"hidden_size": "64"}, "hidden_size: expected a positive integer, found '64'"),

@@ -261,6 +261,9 @@ def test_memory_and_time_are_bounded(converted: Converted) -> None:
         with pytest.raises(OutOfMemoryError, match="KV cache: expected to stay within 16384"):
             engine.embed(texts)
         assert engine.embed(texts[1]).shape == (1, 32)
+        # Texts that fit alone are no more than fit together: the first give their pages back.
+        alone = [engine.embed([[5 + i]])[0] for i in range(9)]
+        assert np.array_equal(engine.embed([[5 + i] for i in range(9)]), alone)
     flag = CancelFlag()
     flag.cancel()
     seen: list[tuple[int, int]] = []

@@ -365,6 +365,18 @@ def test_log_probabilities_of_endings_are_exact(engine: Engine, tasks: list[Task
     assert engine.info.kv_bytes == 0
 
 
+def test_an_end_token_does_not_stand_between_question_and_ending(
+    engine: Engine, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = [_answers.encode(engine, question, 0) for question in tasks[0].questions]
+    monkeypatch.setattr(engine.tokenizer, "_add_eos", True)
+    assert engine.tokenize("a")[-1] == engine.tokenizer.eos_id
+    for question, expected in zip(tasks[0].questions, plain, strict=True):
+        found = _answers.encode(engine, question, 0)
+        assert np.array_equal(found.context, expected.context)
+        assert all(map(np.array_equal, found.endings, expected.endings))
+
+
 def test_what_questions_share_is_computed_once(
     engine: Engine, tasks: list[Task], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from test_converters import CONFIG, read, weights, write_safetensors
+from test_families import read_safetensors
+from test_families import write_safetensors as write_stored
 
 import converters
 from converters import __main__ as cli
@@ -356,6 +358,36 @@ def test_a_head_that_is_the_embedding_is_not_adapted(tmp_path: Path, name: str) 
         converters.convert(tied, tmp_path / "out.gguf", lora=adapter)
     with pytest.raises(ConversionError, match=r"an embedding that is the output head, too"):
         converters.convert_adapter(adapter, tmp_path / "out.gguf", base=tied)
+
+
+def test_a_head_that_is_the_embedding_unless_the_config_denies_it(tmp_path: Path) -> None:
+    # Gemma's absent key means that they are one: the stored head is not read.
+    golden = Path(__file__).parent.parent / "golden"
+    folder = tmp_path / "gemma2"
+    shutil.copytree(golden / "families" / "gemma2", folder)
+    shutil.copy(golden / "llama-grouped-tied" / "tokenizer.json", folder)
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(config))
+    stored = read_safetensors(folder / "model.safetensors")
+    stored["lm_head.weight"] = stored["model.embed_tokens.weight"]
+    write_stored(folder / "model.safetensors", stored)
+    rows, columns = config["vocab_size"], config["hidden_size"]
+    split = {
+        "base_model.model.lm_head.lora_A.weight": np.ones((RANK, columns), np.float32),
+        "base_model.model.lm_head.lora_B.weight": np.ones((rows, RANK), np.float32),
+    }
+    adapter = write_adapter(tmp_path / "tuned", None, split)
+    with pytest.raises(ConversionError, match=r"embedding and output head at once"):
+        converters.convert(folder, tmp_path / "out.gguf", lora=adapter)
+
+
+def test_long_names_beside_patterns_are_refused(base: Path, tmp_path: Path) -> None:
+    stem = "base_model.model." + "a." * 1000
+    split = {f"{stem}lora_A.weight": SMALL, f"{stem}lora_B.weight": SMALL}
+    adapter = write_adapter(tmp_path / "tuned", {"rank_pattern": {"[^x]*[^x]*[^x]*x": 2}}, split)
+    with pytest.raises(ConversionError, match=r"names of at most 200 letters beside patterns"):
+        converters.convert(base, tmp_path / "out.gguf", lora=adapter)
 
 
 def test_broken_folders(base: Path, tmp_path: Path) -> None:

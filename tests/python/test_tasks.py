@@ -123,7 +123,12 @@ def without(record: dict[str, Any], name: str) -> dict[str, Any]:
         ("mmlu", {**MMLU, "choices": ["\udc00"] * 4}, "4 texts as 'choices'"),
         ("arc", without(ARC, "question"), "expected the field 'question'"),
         ("arc", {**ARC, "choices": []}, "lists 'text' and 'label' in 'choices', found []"),
-        ("arc", {**ARC, "answerKey": "B"}, "one label of each choice, 'B' among them"),
+        ("arc", {**ARC, "answerKey": "B"}, "a label of its own for each choice, 'B' among them"),
+        (
+            "arc",
+            {**ARC, "choices": {"text": ["x", "y"], "label": ["A", "A"]}, "answerKey": "A"},
+            "a label of its own for each choice",
+        ),
         ("mmlu", without(MMLU, "subject"), "expected the field 'subject'"),
         ("mmlu", {**MMLU, "choices": ["a"] * 3}, "4 texts as 'choices'"),
         ("mmlu", {**MMLU, "answer": "E"}, "an index from 0 to 3 as 'answer', found 'E'"),

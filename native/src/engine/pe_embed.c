@@ -142,6 +142,19 @@ static float *room_of(const embedding *e, const pe_text *text, uint32_t i) {
     }
 }
 
+/* Takes the pages of the text at n_laid. Where there is no room the texts before it are finished
+ * first: each fits alone if any does. */
+static pe_status reserve(embedding *e, const pe_text *text, pe_error *err) {
+    pe_kv_pool *kv = &e->engine->kv;
+    const pe_status status =
+        pe_kv_reserve(kv, &e->tables[e->n_laid - e->n_done], 0, text->n_tokens, err);
+    if (status != PE_ERR_NOMEM || e->n_laid == e->n_done) {
+        return status;
+    }
+    PE_TRY(run(e, err));
+    return pe_kv_reserve(kv, &e->tables[0], 0, text->n_tokens, err);
+}
+
 static pe_status lay_text(embedding *e, const pe_text *text, pe_error *err) {
     const pe_hparams *hp = &e->engine->model.hparams;
     pe_scratch *s = &e->engine->scratch;
@@ -152,8 +165,7 @@ static pe_status lay_text(embedding *e, const pe_text *text, pe_error *err) {
     if (e->pooling == PE_POOLING_MEAN) {
         memset(text->vectors, 0, hp->d_model * sizeof *text->vectors);
     }
-    PE_TRY(
-        pe_kv_reserve(&e->engine->kv, &e->tables[e->n_laid - e->n_done], 0, text->n_tokens, err));
+    PE_TRY(reserve(e, text, err));
     for (uint32_t i = 0; i < text->n_tokens; i++) {
         if (s->n_tokens == s->n_batch) {
             PE_TRY(run(e, err));

@@ -11,6 +11,7 @@
 #include "pe_forward.h"
 #include "pe_history.h"
 #include "pe_mem.h"
+#include "pe_ram.h"
 
 /* Enough columns to amortise unpacking the weights; scratch stays below 100 MB for
  * 8B shapes (256 tokens * 4 bytes * (3 * 4096 + 2 * 14336 + ...)). */
@@ -82,6 +83,19 @@ static uint32_t size_batch(pe_engine *engine, const pe_engine_params *params) {
     return n_batch;
 }
 
+/* Little metadata can ask for a large state: one that no session could have is refused here. */
+static pe_status check_state_fits(const pe_engine *engine, pe_error *err) {
+    const uint64_t n_bytes = engine->states.n_floats * sizeof(float);
+    const uint64_t available = n_bytes > 0 ? pe_ram_available("") : UINT64_MAX;
+    if (n_bytes > available) {
+        return pe_fail(err, PE_ERR_NOMEM,
+                       "recurrent state: expected at most the %" PRIu64
+                       " bytes of memory available, found %" PRIu64 " for one session",
+                       available, n_bytes);
+    }
+    return PE_OK;
+}
+
 static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, pe_error *err) {
     PE_TRY(check_params(params, err));
     PE_TRY(pe_bind(&engine->model, engine->file, err));
@@ -108,6 +122,7 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     PE_TRY(pe_kv_pool_init(&engine->kv, &shape, max_kv_bytes, err));
     engine->states =
         (pe_state_pool){.budget = &engine->kv.budget, .n_floats = engine->model.state_floats};
+    PE_TRY(check_state_fits(engine, err));
     pe_kernels_init(&engine->ops.kernels, (pe_isa)params->isa);
     const uint32_t n_batch = size_batch(engine, params);
     uint32_t n_threads = params->n_threads;

@@ -6,7 +6,8 @@
  * for each doubling of the distance, O(log m) of them. A session that is put back takes the
  * nearest checkpoint in front; the tokens from there on are replayed when it is fed again,
  * which takes fewer than 2 d + 64 of them where d were dropped, and gives the same bits. A
- * checkpoint is a convenience: where memory or budget is spent there is none.
+ * checkpoint is a convenience: where memory or budget is spent there is none, and a feed that
+ * lacks memory takes those of the sessions that it feeds.
  *
  * A feed goes: pe_history_begin, pe_history_plan until all tokens are planned, with a pass
  * over each batch of spans, then pe_history_commit, or pe_history_abort if anything failed.
