@@ -78,6 +78,25 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     return PE_OK;
 }
 
+/* Pages have room for the layers that have keys and values of their own. */
+static pe_status open_kv(pe_engine *engine, pe_kv_type type, uint64_t max_bytes, pe_error *err) {
+    const uint32_t n_layers = engine->model.hparams.n_layers;
+    pe_kv_layer *layers = pe_mem_zalloc(n_layers, sizeof *layers);
+    if (layers == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for %u layers", n_layers);
+    }
+    for (uint32_t i = 0; i < n_layers; i++) {
+        const pe_layer_hparams *lp = &engine->model.layer_hparams[i];
+        if (lp->kv_layer == i) {
+            layers[i] = (pe_kv_layer){lp->n_kv_heads, lp->d_k, lp->d_v};
+        }
+    }
+    const pe_kv_shape shape = {.n_layers = n_layers, .layers = layers, .type = type};
+    const pe_status status = pe_kv_pool_init(&engine->kv, &shape, max_bytes, err);
+    pe_mem_free(layers);
+    return status;
+}
+
 static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, pe_error *err) {
     PE_TRY(check_params(params, err));
     PE_TRY(pe_bind(&engine->model, engine->file, err));
@@ -93,13 +112,8 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     if (kv_type == PE_KV_AUTO) {
         kv_type = engine->model.all_f32 ? PE_KV_F32 : PE_KV_F16;
     }
-    const pe_kv_shape shape = {.n_layers = hp->n_layers,
-                               .n_kv_heads = hp->n_kv_heads,
-                               .d_k = hp->d_k,
-                               .d_v = hp->d_v,
-                               .type = kv_type};
     const uint64_t max_kv_bytes = params->max_kv_bytes > 0 ? params->max_kv_bytes : UINT64_MAX;
-    PE_TRY(pe_kv_pool_init(&engine->kv, &shape, max_kv_bytes, err));
+    PE_TRY(open_kv(engine, kv_type, max_kv_bytes, err));
     pe_kernels_init(&engine->ops.kernels, (pe_isa)params->isa);
     const uint32_t n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH;
     uint32_t n_threads = params->n_threads;
@@ -161,6 +175,7 @@ void pe_engine_close(pe_engine *engine) {
     pe_pool_free(engine->ops.pool);
     pe_scratch_free(&engine->scratch);
     pe_resident_free(&engine->resident);
+    pe_kv_pool_free(&engine->kv);
     pe_bind_free(&engine->model);
     pe_file_close(engine->file);
     pthread_mutex_destroy(&engine->mutex);
@@ -182,7 +197,7 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
         .n_kv_heads = hp->n_kv_heads,
         .n_threads = pe_pool_n_threads(engine->ops.pool),
         .n_batch = engine->scratch.n_batch,
-        .kv_type = engine->kv.shape.type,
+        .kv_type = engine->kv.type,
         .weight_bytes = engine->model.weight_bytes,
         .decode_bytes = engine->model.decode_bytes,
         .scratch_bytes = engine->scratch.n_bytes,

@@ -450,15 +450,24 @@ pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err) {
     return PE_OK;
 }
 
-bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
+/* Element index of an array of numbers as an entry of its own. */
+static bool item_at(pe_meta *out, const pe_meta *meta, uint64_t index) {
     if (meta->type != PE_META_ARRAY || index >= meta->n_items ||
         meta->item_type == PE_META_STRING || meta->item_type == PE_META_ARRAY) {
         return false;
     }
-    pe_meta item = *meta;
-    item.type = meta->item_type;
-    item.n_bytes = meta->n_bytes / meta->n_items;
-    item.data = (const uint8_t *)meta->data + index * item.n_bytes;
+    *out = *meta;
+    out->type = meta->item_type;
+    out->n_bytes = meta->n_bytes / meta->n_items;
+    out->data = (const uint8_t *)meta->data + index * out->n_bytes;
+    return true;
+}
+
+bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
+    pe_meta item;
+    if (!item_at(&item, meta, index)) {
+        return false;
+    }
     uint8_t byte;
     int64_t integer = 0;
     if (item.type == PE_META_BOOL) {
@@ -468,6 +477,17 @@ bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
         return false;
     }
     *out = integer != 0;
+    return true;
+}
+
+bool pe_meta_u32_at(uint32_t *out, const pe_meta *meta, uint64_t index) {
+    pe_meta item;
+    int64_t integer = 0;
+    if (!item_at(&item, meta, index) || !as_i64(&integer, &item) || integer < 0 ||
+        integer > UINT32_MAX) {
+        return false;
+    }
+    *out = (uint32_t)integer;
     return true;
 }
 

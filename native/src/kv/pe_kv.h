@@ -1,10 +1,11 @@
 /* The paged KV cache: keys and values in pages of PE_PAGE_TOKENS positions.
  *
- * One page holds its positions for every layer and KV head:
+ * One page holds its positions for every layer that has keys and values, and KV head:
  *
  *     layer 0: head 0: keys, values; head 1: ...
  *     layer 1: ...
  *
+ * Layers may differ in heads and widths.
  * pe_page.h says how keys and values lie there. What goes into a quantized type is
  * rotated first (pe_rotate), so that a block's scale is not set by one dimension
  * that is always large: scores are the same when queries are rotated too, and sums
@@ -24,17 +25,29 @@
 
 typedef struct pe_page pe_page;
 
-typedef struct pe_kv_shape {
-    uint32_t n_layers;
-    uint32_t n_kv_heads;
+typedef struct pe_kv_layer {
+    uint32_t n_kv_heads;  // 0: none of its own
     uint32_t d_k;
     uint32_t d_v;
+} pe_kv_layer;
+
+typedef struct pe_kv_shape {
+    uint32_t n_layers;
+    const pe_kv_layer *layers;
     pe_kv_type type;
 } pe_kv_shape;
 
+/* Where a layer lies in a page. */
+typedef struct pe_kv_room {
+    pe_kv_layer shape;
+    uint64_t first;       // byte
+    uint64_t key_bytes;   // of one head
+    uint64_t head_bytes;  // its keys and values
+} pe_kv_room;
+
 typedef struct pe_kv_pool {
-    pe_kv_shape shape;
-    uint64_t head_bytes;  // keys and values of one layer and head in a page
+    pe_kv_type type;
+    pe_kv_room *layers;
     uint64_t page_bytes;
     uint64_t max_bytes;  // UINT64_MAX: no limit
     uint64_t n_pages;
@@ -47,9 +60,13 @@ typedef struct pe_kv_table {
     uint64_t capacity;
 } pe_kv_table;
 
-/* errors   PE_ERR_ARG when a page would not fit 64 bits */
+/* owner    pool is freed with pe_kv_pool_free once its tables are cleared; shape may go
+ * errors   PE_ERR_ARG when a page would not fit 64 bits, PE_ERR_NOMEM */
 pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t max_bytes,
                           pe_error *err);
+
+/* A zeroed pool is allowed. */
+void pe_kv_pool_free(pe_kv_pool *pool);
 
 /* Makes positions [begin, end) writable: takes missing pages, copies shared ones.
  * errors   PE_ERR_NOMEM when memory or the pool's budget is spent; the table then

@@ -4,7 +4,7 @@
 static const pe_arch *const ARCHS[] = {
     &pe_arch_gemma2, &pe_arch_gemma3,   &pe_arch_gpt_oss, &pe_arch_granite, &pe_arch_granitemoe,
     &pe_arch_llama,  &pe_arch_mistral3, &pe_arch_olmo2,   &pe_arch_phi3,    &pe_arch_qwen2,
-    &pe_arch_qwen3,  &pe_arch_qwen3moe, &pe_arch_smollm3,
+    &pe_arch_qwen3,  &pe_arch_qwen3moe, &pe_arch_smollm3, &pe_arch_gemma4,
 };
 
 const pe_arch *pe_arch_at(size_t index) {

@@ -15,7 +15,8 @@ typedef enum pe_rope_scaling {
     PE_ROPE_LONG     // arXiv:2402.13753: each divided by a stored factor of its own
 } pe_rope_scaling;
 
-/* Everything the engine asks of a model, read from metadata once. */
+/* Everything the engine asks of a model, read from metadata once. Where layers differ, d_ff and
+ * n_kv_heads are the largest. */
 typedef struct pe_hparams {
     uint32_t n_layers;
     uint32_t n_ctx_train;
@@ -29,6 +30,12 @@ typedef struct pe_hparams {
     uint32_t n_vocab;   // from the embedding's shape, not from metadata
     uint32_t window;    // positions that a windowed layer's query sees; 0: no such layers
     uint32_t has_rope;  // 0: positions show in the order of keys alone
+    // of windowed layers, where they differ
+    uint32_t d_k_local;
+    uint32_t d_v_local;
+    uint32_t d_rot_local;
+    uint32_t n_shared_kv;  // the last layers, which attend to keys and values of earlier ones
+    uint32_t d_ple;        // width of a token's own input to each layer; 0: there is none
     float norm_eps;
     float embd_scale;      // token embeddings are multiplied by it
     float residual_scale;  // and so is what a layer adds to the residual stream
@@ -69,9 +76,20 @@ typedef struct pe_layer_hparams {
     pe_layer_kind kind;
     pe_rope_angles_kind rope;
     uint32_t window;  // positions that a query sees, its own included; 0: all before it
+    uint32_t n_kv_heads;
+    uint32_t d_k;
+    uint32_t d_v;
+    uint32_t d_rot;
+    uint32_t d_ff;
+    uint32_t kv_layer;  // whose keys and values it attends to: its own, or an earlier one's
 } pe_layer_hparams;
 
-typedef enum pe_hparam_kind { PE_HPARAM_U32, PE_HPARAM_F32, PE_HPARAM_BOOL } pe_hparam_kind;
+typedef enum pe_hparam_kind {
+    PE_HPARAM_U32,
+    PE_HPARAM_F32,
+    PE_HPARAM_BOOL,
+    PE_HPARAM_EACH  // one number, or one for each layer, of which the field has the largest
+} pe_hparam_kind;
 
 /* How an absent key is filled in. */
 typedef enum pe_hparam_absent {
@@ -80,6 +98,8 @@ typedef enum pe_hparam_absent {
     PE_ABSENT_HEADS,       // n_heads
     PE_ABSENT_HEAD_WIDTH,  // d_model / n_heads
     PE_ABSENT_D_K,         // d_k
+    PE_ABSENT_D_V,         // d_v
+    PE_ABSENT_D_ROT,       // d_rot
     PE_ABSENT_D_FF,        // d_ff
     PE_ABSENT_CTX,         // n_ctx_train
     PE_ABSENT_ROPE_BASE,   // rope_base
@@ -117,7 +137,10 @@ typedef enum pe_dim {
     PE_DIM_ROT_PAIRS,  // d_rot / 2
     PE_DIM_EXPERTS,    // n_experts
     PE_DIM_EXPERT,     // d_expert
-    PE_DIM_SHARED      // d_shared
+    PE_DIM_SHARED,     // d_shared
+    PE_DIM_GATE_UP,    // gate and up of an expert
+    PE_DIM_PLE,        // d_ple
+    PE_DIM_ALL_PLE     // of all layers
 } pe_dim;
 
 typedef enum pe_slot {
@@ -129,6 +152,9 @@ typedef enum pe_slot {
     PE_W_ROPE_FREQS,
     PE_W_ROPE_LONG,
     PE_W_ROPE_SHORT,
+    PE_W_PLE_EMBD,
+    PE_W_PLE_PROJ,
+    PE_W_PLE_PROJ_NORM,
     // of a layer
     PE_W_ATTN_NORM,
     PE_W_ATTN_Q,
@@ -162,6 +188,15 @@ typedef enum pe_slot {
     PE_W_SHARED_GATE,
     PE_W_SHARED_UP,
     PE_W_SHARED_DOWN,
+    PE_W_ROUTER_SCALE,
+    PE_W_EXPERTS_NORM,
+    PE_W_EXPERTS_SCALE,
+    PE_W_EXPERTS_POST_NORM,
+    PE_W_BESIDE_POST_NORM,
+    PE_W_PLE_GATE,
+    PE_W_PLE_OUT,
+    PE_W_PLE_POST_NORM,
+    PE_W_LAYER_SCALE,
     PE_W_COUNT
 } pe_slot;
 
@@ -172,7 +207,11 @@ typedef enum pe_slot_flag {
     PE_SLOT_VECTOR = 4,    // read as floats: must be F32
     PE_SLOT_STACKED = 8,   // one matrix, or row of a vector, for each expert
     PE_SLOT_DENSE = 16,    // only in dense layers
-    PE_SLOT_EXPERTS = 32   // only in layers of experts
+    PE_SLOT_EXPERTS = 32,  // only in layers of experts
+    PE_SLOT_KV = 64,       // only read in layers with keys and values of their own
+    PE_SLOT_PLE = 128,     // only in models whose layers have inputs of their own
+    PE_SLOT_LOOKUP = 256,  // a token reads one row of it
+    PE_SLOT_ELSE = 512     // stands for the same slot's weight in the row before, if that is absent
 } pe_slot_flag;
 
 /* One weight: its GGUF name, in which a leading "blk." means one per layer
@@ -206,7 +245,12 @@ typedef enum pe_step_kind {
     PE_STEP_EXPERTS,          // x += residual_scale (weighted sum of the chosen experts of h);
                               // h stays
     PE_STEP_EXPERTS_CLAMPED,  // the same with gpt-oss's gate
-    PE_STEP_SHARED            // x += residual_scale (the expert of every token, if any, of h)
+    PE_STEP_SHARED,           // x += residual_scale (the expert of every token, if any, of h)
+    PE_STEP_NORM_V,           // v = rms_norm of each head, without a weight
+    PE_STEP_EXPERTS_BESIDE,   // h += rms_norm(sum of the chosen experts of rms_norm(x)) * weight,
+                              // chosen by x, too
+    PE_STEP_PLE,              // x += the gated input that the token has for this layer, if any
+    PE_STEP_SCALE             // x *= weight, one number, if it is there
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -235,6 +279,7 @@ typedef struct pe_arch {
 
 extern const pe_arch pe_arch_gemma2;
 extern const pe_arch pe_arch_gemma3;
+extern const pe_arch pe_arch_gemma4;
 extern const pe_arch pe_arch_gpt_oss;
 extern const pe_arch pe_arch_granite;
 extern const pe_arch pe_arch_granitemoe;

@@ -15,7 +15,7 @@ typedef struct pe_model {
     pe_weight (*layers)[PE_W_COUNT];  // [n_layers]
     pe_layer_hparams *layer_hparams;  // [n_layers]
     bool all_f32;                     // no matrix in a smaller type
-    uint64_t weight_bytes;            // all tensors
+    uint64_t weight_bytes;            // of all that is read
     uint64_t decode_bytes;            // read to decode one token
 } pe_model;
 

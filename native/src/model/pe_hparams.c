@@ -29,6 +29,19 @@ static float attn_scale(const pe_hparams *hp, float n_layers) {
     return 1.0f / sqrtf((float)width);
 }
 
+/* A number that every layer has, or the largest of those that layers have. */
+static pe_status read_each(uint32_t *out, const pe_meta *meta, pe_error *err) {
+    if (meta->type != PE_META_ARRAY) {
+        return pe_meta_get_u32(out, meta, err);
+    }
+    *out = 0;
+    for (uint64_t i = 0; i < meta->n_items; i++) {
+        uint32_t item = 0;
+        *out = pe_meta_u32_at(&item, meta, i) ? PE_MAX(*out, item) : *out;
+    }
+    return PE_OK;
+}
+
 static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arch *arch,
                           const pe_file *file, pe_error *err) {
     void *field = (uint8_t *)hp + row->field;
@@ -36,6 +49,7 @@ static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arc
     if (meta != NULL) {
         switch (row->kind) {
         case PE_HPARAM_U32: return pe_meta_get_u32(field, meta, err);
+        case PE_HPARAM_EACH: return read_each(field, meta, err);
         case PE_HPARAM_BOOL: return pe_meta_get_bool(field, meta, err);
         case PE_HPARAM_F32: return pe_meta_get_f32(field, meta, err);
         }
@@ -50,6 +64,8 @@ static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arc
     case PE_ABSENT_HEADS: u32 = hp->n_heads; break;
     case PE_ABSENT_HEAD_WIDTH: u32 = hp->n_heads > 0 ? hp->d_model / hp->n_heads : 0; break;
     case PE_ABSENT_D_K: u32 = hp->d_k; break;
+    case PE_ABSENT_D_V: u32 = hp->d_v; break;
+    case PE_ABSENT_D_ROT: u32 = hp->d_rot; break;
     case PE_ABSENT_D_FF: u32 = hp->d_ff; break;
     case PE_ABSENT_CTX: u32 = hp->n_ctx_train; break;
     case PE_ABSENT_ROPE_BASE: f32 = hp->rope_base; break;
@@ -148,6 +164,17 @@ static pe_status check_experts(const pe_hparams *hp, const pe_arch *arch, const 
     return PE_OK;
 }
 
+static pe_status check_heads(uint32_t n_heads, uint32_t n_kv_heads, const pe_file *file,
+                             pe_error *err) {
+    PE_TRY(in_range("number of KV heads", n_kv_heads, 1, n_heads, file, err));
+    if (n_heads % n_kv_heads != 0) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: heads: expected a multiple of the %u KV heads, found %u",
+                       pe_file_path(file), n_kv_heads, n_heads);
+    }
+    return PE_OK;
+}
+
 static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
                                pe_error *err) {
     pe_file_info info;
@@ -159,10 +186,16 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
     PE_TRY(in_range("embedding length", hp->d_model, 1, MAX_WIDTH, file, err));
     PE_TRY(in_range("feed-forward length", hp->d_ff, 1, MAX_WIDTH, file, err));
     PE_TRY(in_range("number of heads", hp->n_heads, 1, MAX_HEADS, file, err));
-    PE_TRY(in_range("number of KV heads", hp->n_kv_heads, 1, hp->n_heads, file, err));
     PE_TRY(in_range("key length", hp->d_k, 1, MAX_WIDTH / hp->n_heads, file, err));
     PE_TRY(in_range("value length", hp->d_v, 1, MAX_WIDTH / hp->n_heads, file, err));
     PE_TRY(in_range("rotated dimensions", hp->d_rot, 0, hp->d_k, file, err));
+    PE_TRY(in_range("key length in windows", hp->d_k_local, 1, MAX_WIDTH / hp->n_heads, file, err));
+    PE_TRY(
+        in_range("value length in windows", hp->d_v_local, 1, MAX_WIDTH / hp->n_heads, file, err));
+    PE_TRY(in_range("rotated dimensions in windows", hp->d_rot_local, 0, hp->d_k_local, file, err));
+    PE_TRY(in_range("layers without keys and values", hp->n_shared_kv, 0, hp->n_layers - 1, file,
+                    err));
+    PE_TRY(in_range("per-layer input length", hp->d_ple, 0, MAX_WIDTH / hp->n_layers, file, err));
     PE_TRY(in_range("norm epsilon", (double)hp->norm_eps, 0.0, 1.0, file, err));
     // YaRN divides by the logarithm of the base.
     const double least_base = hp->rope_scaling == PE_ROPE_YARN ? 1.001 : 1.0;
@@ -170,15 +203,11 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
     PE_TRY(in_range("local rope base", (double)hp->rope_base_local, least_base, 1e30, file, err));
     PE_TRY(check_scales(hp, file, err));
     PE_TRY(check_experts(hp, arch, file, err));
-    if (hp->n_heads % hp->n_kv_heads != 0) {
-        return pe_fail(err, PE_ERR_FORMAT,
-                       "%s: heads: expected a multiple of the %u KV heads, found %u",
-                       pe_file_path(file), hp->n_kv_heads, hp->n_heads);
-    }
-    if (hp->d_rot % 2 != 0) {
+    PE_TRY(check_heads(hp->n_heads, hp->n_kv_heads, file, err));
+    if (hp->d_rot % 2 != 0 || hp->d_rot_local % 2 != 0) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: rotated dimensions: expected an even number, found %u",
-                       pe_file_path(file), hp->d_rot);
+                       pe_file_path(file), hp->d_rot % 2 != 0 ? hp->d_rot : hp->d_rot_local);
     }
     return PE_OK;
 }
@@ -206,6 +235,20 @@ static pe_status read_flag(bool *out, const pe_meta *meta, uint32_t period, uint
     return PE_OK;
 }
 
+/* The number of a layer where a key may have one for each; value: where it has not. */
+static pe_status read_number(uint32_t *out, const pe_meta *meta, uint32_t value, uint32_t layer,
+                             const pe_file *file, pe_error *err) {
+    *out = value;
+    if (meta != NULL && meta->type == PE_META_ARRAY && !pe_meta_u32_at(out, meta, layer)) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: %.*s: expected a number for layer %u, found an array of %" PRIu64
+                       " items of another kind or too few",
+                       pe_file_path(file), PE_QUOTE(meta->key, meta->key_bytes), layer,
+                       meta->n_items);
+    }
+    return PE_OK;
+}
+
 pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uint32_t layer,
                                 const pe_arch *arch, const pe_file *file, pe_error *err) {
     const pe_meta *windows = find_hparam(file, arch, "attention.sliding_window_pattern");
@@ -224,7 +267,43 @@ pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uin
                 : is_windowed ? PE_ROPE_LOCAL
                               : PE_ROPE_GLOBAL,
         .window = is_windowed ? hp->window : 0,
+        .d_k = is_windowed ? hp->d_k_local : hp->d_k,
+        .d_v = is_windowed ? hp->d_v_local : hp->d_v,
+        .d_rot = is_windowed ? hp->d_rot_local : hp->d_rot,
+        .kv_layer = layer,
     };
+    const pe_meta *d_ff = find_hparam(file, arch, "feed_forward_length");
+    const pe_meta *n_kv_heads = find_hparam(file, arch, "attention.head_count_kv");
+    PE_TRY(read_number(&out->d_ff, d_ff, hp->d_ff, layer, file, err));
+    PE_TRY(read_number(&out->n_kv_heads, n_kv_heads, hp->n_kv_heads, layer, file, err));
+    PE_TRY(in_range("feed-forward length", out->d_ff, 1, MAX_WIDTH, file, err));
+    return check_heads(hp->n_heads, out->n_kv_heads, file, err);
+}
+
+/* The last of the first n layers that is windowed, or not, as the given one; n: none. */
+static uint32_t last_alike(const pe_layer_hparams *layers, uint32_t n, const pe_layer_hparams *as) {
+    for (uint32_t i = n; i > 0; i--) {
+        if ((layers[i - 1].window > 0) == (as->window > 0)) {
+            return i - 1;
+        }
+    }
+    return n;
+}
+
+pe_status pe_hparams_share_kv(pe_layer_hparams *layers, const pe_hparams *hp, const pe_file *file,
+                              pe_error *err) {
+    const uint32_t n_own = hp->n_layers - hp->n_shared_kv;
+    for (uint32_t i = n_own; i < hp->n_layers; i++) {
+        pe_layer_hparams *layer = &layers[i];
+        layer->kv_layer = last_alike(layers, n_own, layer);
+        if (layer->kv_layer == n_own || layers[layer->kv_layer].n_kv_heads != layer->n_kv_heads) {
+            return pe_fail(err, PE_ERR_FORMAT,
+                           "%s: layer %u: expected a layer below %u with %s window and %u KV heads,"
+                           " whose keys and values it attends to, found none",
+                           pe_file_path(file), i, n_own, layer->window > 0 ? "a" : "no",
+                           layer->n_kv_heads);
+        }
+    }
     return PE_OK;
 }
 

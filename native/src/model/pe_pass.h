@@ -34,9 +34,9 @@ static inline const pe_weight *pe_pass_weight(const pe_pass *p, pe_slot slot) {
     return &p->model->layers[p->layer][slot];
 }
 
-/* The angles of a kind of all tokens. */
-static inline float *pe_pass_angles(const pe_pass *p, pe_rope_angles_kind kind) {
-    return p->s->angles + (uint64_t)kind * p->s->n_batch * p->model->hparams.d_rot;
+/* The angles of a kind from a token on. */
+static inline float *pe_pass_angles(const pe_pass *p, pe_rope_angles_kind kind, uint32_t i_token) {
+    return p->s->angles + ((uint64_t)kind * p->s->n_batch + i_token) * p->s->d_angles;
 }
 
 static inline pe_product pe_pass_product(const pe_pass *p, float *out, pe_slot weight,
@@ -61,11 +61,13 @@ void pe_step_residual(pe_pass *p);
 void pe_step_norm(pe_pass *p, const pe_step *step, const float *in, float *out);
 void pe_step_project(pe_pass *p, const pe_step *step);
 void pe_step_add(pe_pass *p);
+void pe_step_scale(pe_pass *p, const pe_step *step);
 
 /* ---- pe_step_attend.c ---- */
 
 void pe_step_qkv(pe_pass *p);
 void pe_step_norm_qk(pe_pass *p);
+void pe_step_norm_v(pe_pass *p);
 void pe_step_rope(pe_pass *p, void (*rotate)(float *, const float *, uint32_t));
 void pe_step_temper(pe_pass *p);
 void pe_step_attend(pe_pass *p, const pe_step *step);
@@ -77,6 +79,13 @@ void pe_step_geglu(pe_pass *p);
 void pe_step_shared(pe_pass *p);
 void pe_step_experts(pe_pass *p);
 void pe_step_experts_clamped(pe_pass *p);
+void pe_step_experts_beside(pe_pass *p);
+
+/* ---- pe_step_ple.c: inputs of a token's own to each layer ---- */
+
+/* Fills the inputs of all tokens for all layers, from their embeddings in x. */
+void pe_ple_prepare(pe_pass *p);
+void pe_step_ple(pe_pass *p);
 
 /* ---- pe_head.c ---- */
 

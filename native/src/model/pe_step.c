@@ -43,6 +43,23 @@ static void add_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     }
 }
 
+static void scale_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    float *x = p->s->x + i_token * d_model;
+    for (uint64_t i = 0; i < d_model; i++) {
+        x[i] *= p->weight[0];
+    }
+}
+
+void pe_step_scale(pe_pass *p, const pe_step *step) {
+    p->weight = pe_pass_weight(p, step->weight)->data;
+    if (p->weight != NULL) {
+        pe_pass_for_tokens(p, scale_token);
+    }
+}
+
 void pe_step_add(pe_pass *p) {
     pe_pass_for_tokens(p, add_token);
 }

@@ -10,34 +10,55 @@ static void norm_runs(const pe_pass *p, float *x, uint64_t n, const pe_weight *w
 }
 
 static float *q_of(const pe_pass *p, uint32_t i_token) {
-    return p->s->q + (uint64_t)i_token * p->model->hparams.n_heads * p->model->hparams.d_k;
+    return p->s->q + (uint64_t)i_token * p->model->hparams.n_heads * pe_pass_layer(p)->d_k;
 }
 
 static float *k_of(const pe_pass *p, uint32_t i_token) {
-    return p->s->k + (uint64_t)i_token * p->model->hparams.n_kv_heads * p->model->hparams.d_k;
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    return p->s->k + (uint64_t)i_token * layer->n_kv_heads * layer->d_k;
+}
+
+static float *v_of(const pe_pass *p, uint32_t i_token) {
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    return p->s->v + (uint64_t)i_token * layer->n_kv_heads * layer->d_v;
+}
+
+/* Whether the layer has keys and values of its own. */
+static bool has_kv(const pe_pass *p) {
+    return pe_pass_layer(p)->kv_layer == p->layer;
 }
 
 static void norm_qk_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
-    const pe_hparams *hp = &p->model->hparams;
-    norm_runs(p, q_of(p, i_token), (uint64_t)hp->n_heads * hp->d_k,
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    norm_runs(p, q_of(p, i_token), (uint64_t)p->model->hparams.n_heads * layer->d_k,
               pe_pass_weight(p, PE_W_ATTN_Q_NORM));
-    norm_runs(p, k_of(p, i_token), (uint64_t)hp->n_kv_heads * hp->d_k,
-              pe_pass_weight(p, PE_W_ATTN_K_NORM));
+    if (has_kv(p)) {
+        norm_runs(p, k_of(p, i_token), (uint64_t)layer->n_kv_heads * layer->d_k,
+                  pe_pass_weight(p, PE_W_ATTN_K_NORM));
+    }
+}
+
+static void norm_v_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    const pe_weight ones = {.data = p->s->ones, .n_cols = layer->d_v};
+    norm_runs(p, v_of(p, i_token), (uint64_t)layer->n_kv_heads * layer->d_v, &ones);
 }
 
 static void rope_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
-    const pe_hparams *hp = &p->model->hparams;
-    const uint32_t n_pairs = hp->d_rot / 2;
-    const float *angles = pe_pass_angles(p, pe_pass_layer(p)->rope) + (uint64_t)i_token * hp->d_rot;
-    for (uint32_t i = 0; i < hp->n_heads; i++) {
-        p->rotate(q_of(p, i_token) + (uint64_t)i * hp->d_k, angles, n_pairs);
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    const uint32_t n_pairs = layer->d_rot / 2;
+    const float *angles = pe_pass_angles(p, layer->rope, i_token);
+    for (uint32_t i = 0; i < p->model->hparams.n_heads; i++) {
+        p->rotate(q_of(p, i_token) + (uint64_t)i * layer->d_k, angles, n_pairs);
     }
-    for (uint32_t i = 0; i < hp->n_kv_heads; i++) {
-        p->rotate(k_of(p, i_token) + (uint64_t)i * hp->d_k, angles, n_pairs);
+    for (uint32_t i = 0; has_kv(p) && i < layer->n_kv_heads; i++) {
+        p->rotate(k_of(p, i_token) + (uint64_t)i * layer->d_k, angles, n_pairs);
     }
 }
 
@@ -48,7 +69,7 @@ static void temper_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     const uint32_t n_full = p->s->places[i_token].position / hp->n_ctx_rope;
     const float scale = 1.0f + hp->temper_scale * (float)pe_log(1.0 + n_full);
     float *q = q_of(p, i_token);
-    for (uint64_t i = 0; i < (uint64_t)hp->n_heads * hp->d_k; i++) {
+    for (uint64_t i = 0; i < (uint64_t)hp->n_heads * pe_pass_layer(p)->d_k; i++) {
         q[i] *= scale;
     }
 }
@@ -56,10 +77,8 @@ static void temper_token(void *arg, uint32_t i_token, uint32_t i_thread) {
 static void store_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
-    const pe_hparams *hp = &p->model->hparams;
     const pe_place *place = &p->s->places[i_token];
-    pe_kv_store(p->kv, place->table, p->layer, place->position, k_of(p, i_token),
-                p->s->v + (uint64_t)i_token * hp->n_kv_heads * hp->d_v);
+    pe_kv_store(p->kv, place->table, p->layer, place->position, k_of(p, i_token), v_of(p, i_token));
 }
 
 void pe_step_qkv(pe_pass *p) {
@@ -68,11 +87,22 @@ void pe_step_qkv(pe_pass *p) {
         pe_pass_product(p, p->s->k, PE_W_ATTN_K, PE_W_ATTN_K_BIAS),
         pe_pass_product(p, p->s->v, PE_W_ATTN_V, PE_W_ATTN_V_BIAS),
     };
-    pe_matmul(p->ops, products, PE_LEN(products), &p->h);
+    // Without a weight for values, keys as they are now become them.
+    const bool has_v = pe_pass_weight(p, PE_W_ATTN_V)->data != NULL;
+    pe_matmul(p->ops, products, has_kv(p) ? (has_v ? 3 : 2) : 1, &p->h);
+    if (has_kv(p) && !has_v) {
+        memcpy(p->s->v, p->s->k, p->s->n_tokens * products[1].out_stride * sizeof *p->s->v);
+    }
 }
 
 void pe_step_norm_qk(pe_pass *p) {
     pe_pass_for_tokens(p, norm_qk_token);
+}
+
+void pe_step_norm_v(pe_pass *p) {
+    if (has_kv(p)) {
+        pe_pass_for_tokens(p, norm_v_token);
+    }
 }
 
 void pe_step_rope(pe_pass *p, void (*rotate)(float *, const float *, uint32_t)) {
@@ -88,43 +118,60 @@ void pe_step_temper(pe_pass *p) {
     }
 }
 
-/* In the last layer, once keys and values are stored, tokens whose logits nobody wants are
- * done: the others move together. Each is computed by itself, so this changes no bit. */
-static void drop_unwanted(pe_pass *p) {
+/* One token's row of an array moves to another place. */
+static void move_row(float *rows, uint64_t to, uint64_t from, uint64_t width) {
+    if (width > 0) {
+        memcpy(rows + to * width, rows + from * width, width * sizeof *rows);
+    }
+}
+
+static void move_token(pe_pass *p, uint32_t to, uint32_t from) {
     const pe_hparams *hp = &p->model->hparams;
-    const uint64_t q_width = (uint64_t)hp->n_heads * hp->d_k;
     pe_scratch *s = p->s;
+    s->tokens[to] = s->tokens[from];
+    s->places[to] = s->places[from];
+    move_row(s->q, to, from, (uint64_t)hp->n_heads * pe_pass_layer(p)->d_k);
+    move_row(s->x, to, from, hp->d_model);
+    move_row(s->ple, to, from, (uint64_t)hp->n_layers * hp->d_ple);
+    for (uint32_t kind = 0; kind < s->n_rotations; kind++) {
+        move_row(pe_pass_angles(p, (pe_rope_angles_kind)kind, 0), to, from, s->d_angles);
+    }
+}
+
+/* In the last layer with keys and values of its own, once they are stored, tokens whose logits
+ * nobody wants are done: the others move together. Each is computed by itself, so this changes
+ * no bit. */
+static void drop_unwanted(pe_pass *p) {
     uint32_t n_kept = 0;
-    for (uint32_t i = 0; i < s->n_tokens; i++) {
-        if (s->tokens[i].logits == NULL) {
+    for (uint32_t i = 0; i < p->s->n_tokens; i++) {
+        if (p->s->tokens[i].logits == NULL) {
             continue;
         }
         if (n_kept < i) {
-            s->tokens[n_kept] = s->tokens[i];
-            s->places[n_kept] = s->places[i];
-            memcpy(s->q + n_kept * q_width, s->q + i * q_width, q_width * sizeof *s->q);
-            memcpy(s->x + (uint64_t)n_kept * hp->d_model, s->x + (uint64_t)i * hp->d_model,
-                   hp->d_model * sizeof *s->x);
+            move_token(p, n_kept, i);
         }
         n_kept++;
     }
-    s->n_tokens = n_kept;
+    p->s->n_tokens = n_kept;
 }
 
 void pe_step_attend(pe_pass *p, const pe_step *step) {
     const pe_hparams *hp = &p->model->hparams;
-    pe_pass_for_tokens(p, store_token);
-    if (p->layer + 1 == hp->n_layers) {
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    if (has_kv(p)) {
+        pe_pass_for_tokens(p, store_token);
+    }
+    if (p->layer + 1 == hp->n_layers - hp->n_shared_kv) {
         drop_unwanted(p);
     }
     const pe_queries queries = {.q = p->s->q,
                                 .places = p->s->places,
                                 .n_tokens = p->s->n_tokens,
                                 .n_heads = hp->n_heads,
-                                .window = pe_pass_layer(p)->window,
+                                .window = layer->window,
                                 .scale = hp->attn_scale,
                                 .softcap = hp->attn_softcap,
                                 .sinks = pe_pass_weight(p, step->weight)->data};
-    pe_attend(p->ops, p->kv, p->layer, p->s->h, &queries, &p->s->attend);
-    pe_pass_set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * hp->d_v);
+    pe_attend(p->ops, p->kv, layer->kv_layer, p->s->h, &queries, &p->s->attend);
+    pe_pass_set_h(p, p->s->h, p->s->n_tokens, (size_t)hp->n_heads * layer->d_v);
 }

@@ -16,6 +16,7 @@ typedef struct attend_job {
     const pe_ops *ops;
     const pe_kv_pool *kv;
     uint32_t layer;
+    const pe_kv_layer *shape;  // its
     float *out;
     const pe_queries *queries;
     const pe_attend_room *room;
@@ -39,8 +40,8 @@ uint64_t pe_attend_room_floats(uint32_t d_k, uint32_t d_v) {
 }
 
 static bench bench_of(const attend_job *job, uint32_t i_thread) {
-    const uint64_t d_k = job->kv->shape.d_k;
-    const uint64_t d_v = round_up(job->kv->shape.d_v);
+    const uint64_t d_k = job->shape->d_k;
+    const uint64_t d_v = round_up(job->shape->d_v);
     bench b;
     b.q = job->room->floats + i_thread * job->room->n_floats;
     b.acc = b.q + TILE_QUERIES * d_k;
@@ -67,10 +68,10 @@ static uint64_t row_of(const attend_job *job, const group *g, uint32_t i) {
 }
 
 static void gather(const attend_job *job, const group *g, float *q) {
-    const uint64_t d_k = job->kv->shape.d_k;
+    const uint64_t d_k = job->shape->d_k;
     for (uint32_t i = 0; i < g->n_queries; i++, q += d_k) {
         memcpy(q, job->queries->q + row_of(job, g, i) * d_k, d_k * sizeof *q);
-        if (pe_kv_rotates(job->kv->shape.type)) {
+        if (pe_kv_rotates(job->kv->type)) {
             pe_rotate(q, d_k);
         }
     }
@@ -78,13 +79,13 @@ static void gather(const attend_job *job, const group *g, float *q) {
 
 static void scatter(const attend_job *job, const group *g, const pe_softmax *softmax,
                     const float *acc) {
-    const uint64_t d_v = job->kv->shape.d_v;
+    const uint64_t d_v = job->shape->d_v;
     for (uint32_t i = 0; i < g->n_queries; i++, acc += round_up(d_v)) {
         float *out = job->out + row_of(job, g, i) * d_v;
         for (uint64_t d = 0; d < d_v; d++) {
             out[d] = acc[d] / softmax[i].sum;
         }
-        if (pe_kv_rotates(job->kv->shape.type)) {
+        if (pe_kv_rotates(job->kv->type)) {
             pe_rotate(out, d_v);
         }
     }
@@ -105,7 +106,7 @@ typedef struct opened {
 static void attend_tokens(const attend_job *job, const group *g, const bench *b,
                           pe_softmax *softmax, const opened *page, uint32_t begin, uint32_t end,
                           uint64_t from) {
-    const pe_kv_shape *shape = &job->kv->shape;
+    const pe_kv_layer *shape = job->shape;
     const pe_place *places = job->queries->places + g->tile.first;
     const uint64_t d_v = round_up(shape->d_v);
     const uint32_t i_first = begin * g->n_heads;
@@ -130,15 +131,15 @@ static uint64_t first_seen(const attend_job *job, const pe_place *place) {
 
 static void attend_page(const attend_job *job, const group *g, const bench *b, pe_softmax *softmax,
                         uint64_t i_page, uint64_t next) {
-    const pe_kv_shape *shape = &job->kv->shape;
+    const pe_kv_layer *shape = job->shape;
     const pe_kernels *kernels = &job->ops->kernels;
     const pe_place *places = job->queries->places + g->tile.first;
     const pe_kv_table *table = places->table;
     const opened page = {
-        .keys = kernels->open_keys[shape->type](
+        .keys = kernels->open_keys[job->kv->type](
             b->keys, pe_kv_keys(job->kv, table, i_page, job->layer, g->kv_head),
             pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k),
-        .values = kernels->open_values[shape->type](
+        .values = kernels->open_values[job->kv->type](
             b->values, pe_kv_values(job->kv, table, i_page, job->layer, g->kv_head),
             pe_kv_values(job->kv, table, next, job->layer, g->kv_head), shape->d_v),
         .first = i_page * PE_PAGE_TOKENS};
@@ -177,7 +178,7 @@ static void attend_group(const attend_job *job, const group *g, uint32_t i_threa
         }
     }
     gather(job, g, b.q);
-    memset(b.acc, 0, g->n_queries * round_up(job->kv->shape.d_v) * sizeof *b.acc);
+    memset(b.acc, 0, g->n_queries * round_up(job->shape->d_v) * sizeof *b.acc);
     const uint64_t last = places[g->tile.n_tokens - 1].position / PE_PAGE_TOKENS;
     for (uint64_t page = first_seen(job, places) / PE_PAGE_TOKENS; page <= last; page++) {
         attend_page(job, g, &b, softmax, page, PE_MIN(page + 1, last));
@@ -189,7 +190,7 @@ static void attend_group(const attend_job *job, const group *g, uint32_t i_threa
 
 static void attend_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     const attend_job *job = arg;
-    const uint32_t n_kv_heads = job->kv->shape.n_kv_heads;
+    const uint32_t n_kv_heads = job->shape->n_kv_heads;
     const uint32_t per_kv_head = job->queries->n_heads / n_kv_heads;
     group g = {.kv_head = i_chunk % n_kv_heads};
     // The last tiles see the most positions: they go first.
@@ -218,12 +219,18 @@ static uint32_t cut_tiles(pe_tile *tiles, const pe_queries *queries, uint32_t ma
 
 void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,
                const pe_queries *queries, const pe_attend_room *room) {
-    const uint32_t n_kv_heads = kv->shape.n_kv_heads;
+    const pe_kv_layer *shape = &kv->layers[layer].shape;
+    const uint32_t n_kv_heads = shape->n_kv_heads;
     const uint64_t n_units = queries->n_tokens * n_kv_heads;
     const uint64_t share = n_units / (CHUNKS_PER_THREAD * pe_pool_n_threads(ops->pool));
     const uint32_t fitting = PE_MAX(TILE_QUERIES / (queries->n_heads / n_kv_heads), 1u);
-    attend_job job = {
-        .ops = ops, .kv = kv, .layer = layer, .out = out, .queries = queries, .room = room};
+    attend_job job = {.ops = ops,
+                      .kv = kv,
+                      .layer = layer,
+                      .shape = shape,
+                      .out = out,
+                      .queries = queries,
+                      .room = room};
     job.n_tiles = cut_tiles(room->tiles, queries, PE_MAX((uint32_t)PE_MIN(share, fitting), 1u));
     pe_pool_run(ops->pool, attend_chunk, &job, job.n_tiles * n_kv_heads);
 }
