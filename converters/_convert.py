@@ -25,7 +25,12 @@ from pyengine._errors import ArgumentError, ConversionError, ModelFileError
 # re-ordered, packed), so peak memory is a few times this whatever the size of the model.
 _PIECE_BYTES = 8 << 20
 # Where an error of 4 bits costs most: every token's vector, and every logit.
-_KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
+_KEPT_AT_8_BITS = (
+    "token_embd.weight",
+    "output.weight",
+    "per_layer_token_embd.weight",
+    "per_layer_model_proj.weight",
+)
 _QUANTIZATION_VERSION = 2
 
 
@@ -105,7 +110,11 @@ def _convert(
     mapping = ModelMapping(checkpoint.config, str(checkpoint.folder / "config.json"))
     planned, fallbacks = _choose_types(mapping.tensors(checkpoint.entries), kind, pure)
     tokenizer, notes = tokenizer_fields(
-        checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
+        checkpoint.folder,
+        checkpoint.config,
+        mapping.shape.vocab,
+        by_merges=mapping.family.by_merges,
+        self_test=self_test,
     )
     fields = [
         Field("general.architecture", "str", mapping.family.architecture),

@@ -12,9 +12,10 @@ from types import MappingProxyType
 
 from converters._families_dense import DENSE
 from converters._families_experts import EXPERTS
+from converters._families_layered import LAYERED
 from converters._family import Family
 
-FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS})
+FAMILIES: Mapping[str, Family] = MappingProxyType({**DENSE, **EXPERTS, **LAYERED})
 
 # Checkpoints that also see, named by what they wrap: the text model's settings lie in
 # text_config, its tensors behind a prefix, and the rest is left out.
@@ -22,6 +23,8 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM",),
         "Mistral3ForConditionalGeneration": ("Ministral3ForCausalLM", "MistralForCausalLM"),
+        "Gemma4ForConditionalGeneration": ("Gemma4ForCausalLM",),
+        "Gemma4UnifiedForConditionalGeneration": ("Gemma4UnifiedForCausalLM",),
     }
 )
 TEXT_PREFIXES = ("model.language_model.", "language_model.model.", "language_model.")
@@ -30,4 +33,7 @@ LEFT_OUT_PREFIXES = (
     "multi_modal_projector.",
     "model.vision_tower.",
     "model.multi_modal_projector.",
+    "model.embed_vision.",
+    "model.audio_tower.",
+    "model.embed_audio.",
 )

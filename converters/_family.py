@@ -29,6 +29,7 @@ class Rule:
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
+        needs: The attribute of `Shape` without which, or where it is 0, there is no such tensor.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Rule:
     cut: tuple[int, int] = (0, 1)
     alternates: bool = False
     transposed: bool = False
+    needs: str = ""
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,11 @@ class Family:
         fixed: Keys that must have one of these values.
         expert_width: The config key of an expert's inner width, "" where there are no experts.
         quantized: Values of quant_method that are read as they are.
+        model: Tensors of the model as a whole besides embedding, last norm and head.
+        experts_if: The config flag that says whether there are experts; "" where there always are.
+        experts_used: The config key of how many a token goes through.
+        by_merges: Whether readers expect BPE with byte_fallback as merges, not as scores.
+        layered: Whether layers have sizes of their own (`_layers.py`).
     """
 
     model_type: str
@@ -162,6 +169,11 @@ class Family:
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: MappingProxyType({}))
     expert_width: str = ""
     quantized: tuple[str, ...] = ()
+    model: tuple[Rule, ...] = ()
+    experts_if: str = ""
+    experts_used: str = "num_experts_per_tok"
+    by_merges: bool = False
+    layered: bool = False
 
 
 ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")

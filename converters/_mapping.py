@@ -12,6 +12,7 @@ from converters._config import Config
 from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRAPPERS
 from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
+from converters._layers import read_layers
 from converters._rope import Rope
 from converters._source import Floats, TensorEntry
 from pyengine._errors import ConversionError
@@ -36,6 +37,10 @@ class Shape:
     experts: int = 0
     expert_width: int = 0
     shared_width: int = 0
+    input_width: int = 0
+    owns_kv: int = 1
+    owns_v: int = 1
+    one: int = 1
 
     @property
     def q_width(self) -> int:
@@ -56,6 +61,16 @@ class Shape:
     def two_ffn_width(self) -> int:
         """Rows of gate and up in one tensor."""
         return 2 * self.ffn_width
+
+    @property
+    def two_expert_width(self) -> int:
+        """Rows of an expert's gate and up in one tensor."""
+        return 2 * self.expert_width
+
+    @property
+    def inputs_width(self) -> int:
+        """Width of what a token gives to all layers."""
+        return self.layers * self.input_width
 
 
 @dataclass(frozen=True)
@@ -156,6 +171,7 @@ class ModelMapping:
             head_width=config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
+            **self._input_sizes(),
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -169,26 +185,46 @@ class ModelMapping:
         self.context = config.integer("max_position_embeddings")
         self._epsilon = config.number("rms_norm_eps", 1e-6)
         self.tied = config.flag("tie_word_embeddings", False)
-        self._rope = Rope(config, self.family, self.shape.head_width)
         self._rotated = self._read_rotated()
         self._window, self._windowed = self._read_windows()
+        self._shapes = [self.shape] * self.shape.layers
+        local_width = self._read_layers() if self.family.layered else 0
+        self._rope = Rope(config, self.family, self.shape.head_width, local_width)
 
     def _expert_sizes(self) -> dict[str, int]:
         config, key = self._config, self.family.expert_width
-        if not key:
+        if not key or (self.family.experts_if and not config.flag(self.family.experts_if, False)):
             return {}
         names = ("num_local_experts", "num_experts")
         count = next((n for n in names if config.values.get(n) is not None), names[0])
-        self._n_used = config.integer("num_experts_per_tok")
+        used = self.family.experts_used
+        self._n_used = config.integer(used)
         experts = config.integer(count)
         if self._n_used > experts:
-            raise config.fail("num_experts_per_tok", f"at most the {experts} experts")
+            raise config.fail(used, f"at most the {experts} experts")
         shared = config.values.get("shared_intermediate_size")
         return {
             "experts": experts,
             "expert_width": config.integer(key),
             "shared_width": config.integer("shared_intermediate_size") if shared else 0,
         }
+
+    def _input_sizes(self) -> dict[str, int]:
+        config, key = self._config, "hidden_size_per_layer_input"
+        if not self.family.model or not config.values.get(key):
+            return {}
+        if config.integer("vocab_size_per_layer_input") != config.integer("vocab_size"):
+            raise config.fail("vocab_size_per_layer_input", "vocab_size")
+        return {"input_width": config.integer(key)}
+
+    def _read_layers(self) -> int:
+        """Gives each layer its own shape, and the model the last one's; the width of heads in
+        windows."""
+        layers = read_layers(self._config, self._windowed)
+        self._shapes = [replace(self.shape, **vars(layer)) for layer in layers]
+        self.shape = replace(self.shape, head_width=layers[-1].head_width)
+        self._explicit_head_width = True
+        return self._config.integer("head_dim")
 
     # ---- metadata
 
@@ -202,13 +238,16 @@ class ModelMapping:
         yield Field("block_count", "u32", shape.layers)
         yield Field("context_length", "u32", self.context)
         yield Field("embedding_length", "u32", shape.width)
-        yield Field("feed_forward_length", "u32", shape.ffn_width)
+        yield self._each("feed_forward_length", [s.ffn_width for s in self._shapes])
         yield Field("attention.head_count", "u32", shape.heads)
-        yield Field("attention.head_count_kv", "u32", shape.kv_heads)
+        yield self._each("attention.head_count_kv", [s.kv_heads for s in self._shapes])
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
         if self._explicit_head_width:
             yield Field("attention.key_length", "u32", shape.head_width)
             yield Field("attention.value_length", "u32", shape.head_width)
+        if self._rope.local_dims:
+            yield Field("attention.key_length_swa", "u32", self._rope.local_dims)
+            yield Field("attention.value_length_swa", "u32", self._rope.local_dims)
         yield Field("vocab_size", "u32", shape.vocab)
         if shape.experts:
             yield Field("expert_count", "u32", shape.experts)
@@ -218,6 +257,10 @@ class ModelMapping:
         yield from self._window_fields()
         yield from self._rotation_fields()
         yield from self._scale_fields()
+
+    def _each(self, key: str, values: list[int]) -> Field:
+        """A number of every layer: one for all where they are alike."""
+        return Field(key, "u32", values[0] if len(set(values)) == 1 else values)
 
     def _extra_fields(self) -> Iterator[Field]:
         for extra in self.family.extras:
@@ -240,7 +283,7 @@ class ModelMapping:
             yield Field(key, "u32", window)
         period = self.family.period
         implied = [period == 0 or (i + 1) % period != 0 for i in range(self.shape.layers)]
-        if window and layers != implied:
+        if window and (layers != implied or self.family.layered):
             yield Field("attention.sliding_window_pattern", "bool", layers)
 
     def _read_windows(self) -> tuple[int, list[bool]]:
@@ -257,7 +300,9 @@ class ModelMapping:
             return (window if window < self.context else 0), [True] * n
         stated = config.values.get("layer_types")
         if stated is not None:
-            return window, self._layer_types(stated)
+            types = self._layer_types(stated)
+            # transformers, too, takes the last layer's window away.
+            return window, [*types[:-1], False] if self.family.layered else types
         if kind == "late":
             first = config.values.get("max_window_layers")
             if isinstance(first, bool) or not isinstance(first, int) or first < 0:
@@ -268,7 +313,8 @@ class ModelMapping:
         period = self.family.period
         if "sliding_window_pattern" in self.family.defaults:
             period = config.integer("sliding_window_pattern")
-        return window, [(i + 1) % period != 0 for i in range(n)]
+        windowed = [(i + 1) % period != 0 for i in range(n)]
+        return window, [*windowed[:-1], False] if self.family.layered else windowed
 
     def _layer_types(self, stated: object) -> list[bool]:
         known = {"sliding_attention": True, "full_attention": False}
@@ -335,6 +381,11 @@ class ModelMapping:
         plan: list[Mapped] = []
         used: set[str] = set()
         for rule, layer in self._walk():
+            if rule.needs and not getattr(self._shapes[layer], rule.needs):
+                # Checkpoints may have weights of keys and values that no layer uses.
+                if rule.needs.startswith("owns_") and not self._shapes[layer].owns_kv:
+                    used.add(rule.source.format(layer) + rule.suffix)
+                continue
             plan.append(self._mapped(rule, layer, names, stored, used))
         self._refuse_unknown(set(names) - used)
         for name, values in self._rope.tensors.items():
@@ -349,7 +400,8 @@ class ModelMapping:
         stored: Mapping[str, TensorEntry],
         used: set[str],
     ) -> Mapped:
-        dims: tuple[int, ...] = tuple(getattr(self.shape, name) for name in rule.shape)
+        shape = self._shapes[layer]
+        dims: tuple[int, ...] = tuple(getattr(shape, name) for name in rule.shape)
         n_sources = self.shape.experts if rule.experts == "each" else 1
         sources = [rule.source.format(layer, i) + rule.suffix for i in range(n_sources)]
         packed = rule.experts == "stacked" and f"{sources[0]}_blocks" in names
@@ -360,8 +412,8 @@ class ModelMapping:
                 f"{sources[0]}_blocks": (experts, rows, columns // 32, 16),
                 f"{sources[0]}_scales": (experts, rows, columns // 32),
             }
-        for source, shape in wanted.items():
-            self._check(stored.get(names.get(source, "")), source, shape)
+        for source, expected in wanted.items():
+            self._check(stored.get(names.get(source, "")), source, expected)
         used.update(wanted)
         return Mapped(
             rule.target.format(layer) + rule.target_suffix,
@@ -394,6 +446,9 @@ class ModelMapping:
 
     def _walk(self) -> Iterator[tuple[Rule, int]]:
         yield _EMBEDDING, 0
+        for rule in self.family.model:
+            if self.shape.input_width:
+                yield rule, 0
         for layer in range(self.shape.layers):
             for rule in self.family.layer:
                 if "shared_width" in rule.shape and not self.shape.shared_width:
