@@ -179,6 +179,7 @@ DIFFERENT_THERE = {
     "olmo2": "has no output bias in this architecture",
     "qwen3moe unnormed": "has no biases and always norms the experts' weights",
     "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
+    "gemma4 other": "takes the last two layers with keys and values to be windowed and not",
 }
 
 
