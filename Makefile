@@ -50,7 +50,7 @@ test-arm:  ## the C tests on 64-bit Arm under qemu (gcc-aarch64-linux-gnu, qemu-
 	done
 
 sanitize:  ## the C tests under AddressSanitizer, UBSan and ThreadSanitizer
-	EXTRA="-O1 -fsanitize=address,undefined -fno-sanitize-recover=all" $(PYTHON) tests/native/run.py
+	EXTRA="-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" $(PYTHON) tests/native/run.py
 	EXTRA="-O1 -fsanitize=thread" RUNNER="setarch -R" $(PYTHON) tests/native/run.py test_pool test_engine
 
 lint: build layers ffi-check  ## formats, types, layers, the generated binding

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from converters._adapter import convert_adapter
 from converters._convert import convert
 from converters._summary import Fallback, Summary
 
-__all__ = ["Fallback", "Summary", "convert"]
+__all__ = ["Fallback", "Summary", "convert", "convert_adapter"]

@@ -1,4 +1,4 @@
-"""`python -m converters`: one Hugging Face checkpoint folder in, one GGUF file out."""
+"""`python -m converters`: a Hugging Face checkpoint, or adapter, in; one GGUF file out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 
 from converters import _hub
+from converters._adapter import convert_adapter, is_adapter
 from converters._convert import convert
 from converters._encode import BY_NAME
 from converters._progress import ProgressBar
@@ -21,27 +22,71 @@ _INTERRUPTED = 130
 _TERMINATED = 143
 
 
+def _read_tensor_types(
+    context: click.Context, option: click.Parameter, values: tuple[str, ...]
+) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for value in values:
+        pattern, equals, name = value.rpartition("=")
+        if not equals or not pattern or name.lower() not in BY_NAME:
+            raise click.BadParameter(
+                f"{value!r}: expected PATTERN=TYPE, TYPE one of {', '.join(BY_NAME)}"
+            )
+        if found.setdefault(pattern, name) != name:
+            raise click.BadParameter(f"{value!r}: expected one type, found {found[pattern]}, too")
+    return found
+
+
+def _refuse_options(adapts: bool, of_models: bool, of_adapters: bool) -> None:
+    if adapts and of_models:
+        raise click.UsageError(
+            "--pure, --tensor-type, --lora: expected the folder of a model, found one of an adapter"
+        )
+    if of_adapters and not adapts:
+        raise click.UsageError("--base: expected the folder of an adapter, found another")
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("source", metavar="HF_DIR")
+@click.argument("source", metavar="DIR")
 @click.option(
     "-o",
     "--output",
     metavar="FILE",
     type=click.Path(path_type=Path),
-    help="File to write. Default: <name of HF_DIR>-<type>.gguf in the current folder.",
+    help="File to write. Default: <name of DIR>-<type>.gguf in the current folder.",
 )
 @click.option(
     "--type",
     "dtype",
-    type=click.Choice(list(BY_NAME)),
-    default="q4_0",
-    show_default=True,
-    help="Type of the matrices. Norms and biases stay f32.",
+    type=click.Choice(list(BY_NAME), case_sensitive=False),
+    help="Type of the matrices. Norms and biases stay f32. Default: q4_0, of an adapter f32.",
 )
 @click.option(
     "--pure",
     is_flag=True,
-    help="With q4_0 and q4_1: 4 bits for the embedding and the output head, too (else q8_0).",
+    help="The same type for the embedding and the output head, which otherwise get q8_0.",
+)
+@click.option(
+    "--tensor-type",
+    "tensor_types",
+    metavar="PATTERN=TYPE",
+    multiple=True,
+    callback=_read_tensor_types,
+    help="Another type for the matrices of a name, as in 'blk.*.ffn_down=q6_k'. May be repeated; "
+    "the first pattern that fits decides.",
+)
+@click.option(
+    "--lora",
+    metavar="ADAPTER_DIR",
+    type=click.Path(path_type=Path),
+    help="A LoRA adapter that is merged into the weights.",
+)
+@click.option(
+    "--base",
+    metavar="HF_DIR",
+    type=click.Path(path_type=Path),
+    help="Of an adapter: the folder of its base's config.json. Default: what the adapter names, "
+    "or its own folder.",
 )
 @click.option("--name", help="general.name in the file. Default: as the checkpoint says.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
@@ -54,34 +99,54 @@ _TERMINATED = 143
 def _command(
     source: str,
     output: Path | None,
-    dtype: str,
+    dtype: str | None,
     pure: bool,
+    tensor_types: dict[str, str],
+    lora: Path | None,
+    base: Path | None,
     name: str | None,
     force: bool,
     self_test: bool,
     quiet: bool,
 ) -> None:
-    """Converts the checkpoint in HF_DIR to a GGUF file.
+    """Converts the checkpoint in DIR to a GGUF file.
 
-    hf:org/name, perhaps with @revision, is fetched from the Hugging Face hub first.
+    hf:org/name, perhaps with @revision, is fetched from the Hugging Face hub first. The folder of
+    a LoRA adapter becomes the file that llama.cpp loads beside its base's.
     """
     from_hub = source.startswith(_hub.PREFIX)
+    adapts = not from_hub and is_adapter(source)
+    _refuse_options(adapts, pure or bool(tensor_types) or lora is not None, base is not None)
+    dtype = dtype or ("f32" if adapts else "q4_0")
     stem = _hub.model_name(source) if from_hub else Path(source).resolve().name
     target = output or Path(f"{stem}-{dtype}.gguf")
     if from_hub and target.exists() and not force:
         raise ModelFileError(f"{target}: expected no file there, found one; --force replaces it")
     bar = ProgressBar(sys.stderr, quiet=quiet)
     try:
-        summary = convert(
-            source,
-            target,
-            dtype=dtype,
-            pure=pure,
-            name=name,
-            progress=bar,
-            overwrite=force,
-            self_test=self_test,
-        )
+        if adapts:
+            summary = convert_adapter(
+                source,
+                target,
+                base=base,
+                dtype=dtype,
+                name=name,
+                progress=bar,
+                overwrite=force,
+            )
+        else:
+            summary = convert(
+                source,
+                target,
+                dtype=dtype,
+                pure=pure,
+                tensor_types=tensor_types,
+                lora=lora,
+                name=name,
+                progress=bar,
+                overwrite=force,
+                self_test=self_test,
+            )
     except KeyboardInterrupt:
         # Caught here and not left to click, which would print a line of its own and exit 1.
         bar.close()

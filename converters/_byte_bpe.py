@@ -7,6 +7,7 @@ from typing import Any
 from converters._gguf_writer import Field
 from converters._vocabulary import NORMAL, Vocabulary, config_added_tokens, json_added_tokens
 from pyengine._errors import ConversionError
+from pyengine._vocabulary import NFC_KEY
 
 # Byte-level BPE never leaves a space inside a symbol: it is spelled with this letter.
 _SPACE_LETTER = "\u0120"
@@ -86,7 +87,7 @@ def read_byte_bpe(
         ConversionError: The tokenizer is of another kind, or its pre-tokenizer is unknown.
     """
     # Late: the table of pre-tokenizers belongs to the engine, and only this kind needs it.
-    from pyengine._pretokenizers import identify
+    from pyengine._pretokenizers import NFC_NAMES, composes, identify
 
     model = tokenizer_json["model"]
     for key in ("continuing_subword_prefix", "end_of_word_suffix"):
@@ -94,11 +95,19 @@ def read_byte_bpe(
             raise ConversionError(f"{where}: {key}: expected none, found {model[key]!r}")
     pre = identify(tokenizer_json)
     if pre is None:
+        if composes(tokenizer_json) is None:
+            raise ConversionError(
+                f"{where}: normalizer: expected none or NFC, found "
+                f"{str(tokenizer_json.get('normalizer'))[:300]}"
+            )
         described = str(tokenizer_json.get("pre_tokenizer"))
         raise ConversionError(
             f"{where}: pre_tokenizer: expected a known one, found {described[:300]}"
         )
     result = Vocabulary("gpt2", pre, size, where)
+    nfc = composes(tokenizer_json)
+    if nfc is not None and nfc != (pre in NFC_NAMES):
+        result.fields.append(Field(NFC_KEY, "bool", nfc))
     for text, number in vocabulary_table(model, where).items():
         result.put(number, text, NORMAL)
     for left, right in merge_list(model, where):

@@ -21,6 +21,12 @@ _SINGLE: tuple[tuple[str, _Opener], ...] = (
 )
 
 
+def has_weights(folder: Path) -> bool:
+    """Whether a folder has a model's weights, whole or in parts."""
+    names = [n for single, _ in _SINGLE for n in (single, f"{single}.index.json")]
+    return any((folder / name).is_file() for name in names)
+
+
 class Checkpoint:
     """An open checkpoint folder; a context manager that closes its files.
 

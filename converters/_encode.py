@@ -46,10 +46,24 @@ BF16 = TensorType("BF16", 30, 32, 1, 2)
 Q8_0 = TensorType("Q8_0", 8, 7, 32, 34)
 Q4_0 = TensorType("Q4_0", 2, 2, 32, 18)
 Q4_1 = TensorType("Q4_1", 3, 3, 32, 20)
-# Never asked for: what is stored as it stays so.
+Q5_0 = TensorType("Q5_0", 6, 8, 32, 22)
+Q5_1 = TensorType("Q5_1", 7, 9, 32, 24)
+Q2_K = TensorType("Q2_K", 10, 10, 256, 84)
+Q3_K = TensorType("Q3_K", 11, 11, 256, 110)
+Q4_K = TensorType("Q4_K", 12, 14, 256, 144)
+Q5_K = TensorType("Q5_K", 13, 16, 256, 176)
+Q6_K = TensorType("Q6_K", 14, 18, 256, 210)
+IQ4_NL = TensorType("IQ4_NL", 20, 25, 32, 18)
+IQ4_XS = TensorType("IQ4_XS", 23, 30, 256, 136)
 MXFP4 = TensorType("MXFP4", 39, 38, 32, 17)
 
-BY_NAME = {kind.name.lower(): kind for kind in (F32, F16, BF16, Q8_0, Q4_0, Q4_1)}
+BY_NAME = {
+    kind.name.lower(): kind
+    for kind in (
+        *(F32, F16, BF16, Q8_0, Q6_K, Q5_K, Q5_1, Q5_0),
+        *(Q4_K, Q4_1, Q4_0, IQ4_XS, IQ4_NL, MXFP4, Q3_K, Q2_K),
+    )
+}
 
 
 def _encode(array: Floats, type_name: str) -> Array:
@@ -118,8 +132,8 @@ def encode(array: Floats, kind: TensorType, name: str) -> Array:
         rounded += 0x7FFF
         rounded >>= 16
         return rounded.astype("<u2")
-    # Blocks keep scale and offset as float16.
-    _check_range(array, name, _F16_MAX, kind.name)
+    # Blocks keep scale and offset as float16, but for MXFP4's power of two.
+    _check_range(array, name, np.inf if kind is MXFP4 else _F16_MAX, kind.name)
     packed = _encode(array, kind.name)
     rows = array.shape[0]
     expected = (rows, kind.row_bytes(array.shape[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 
 from converters._family import (
@@ -64,6 +65,31 @@ _GEMMA_DEFAULTS: dict[str, object] = {
     "sliding_window": 4096,
 }
 
+_GEMMA3 = Family(
+    "gemma3_text",
+    "gemma3",
+    _GEMMA + head_norms(shift=1.0),
+    defaults={
+        **_GEMMA_DEFAULTS,
+        "rope_theta": 1000000.0,
+        "rope_local_base_freq": 10000.0,
+        "sliding_window_pattern": 6,
+        "vocab_size": 262208,
+        "max_position_embeddings": 131072,
+    },
+    local_rope=True,
+    extras=(Extra("final_logit_softcapping", "final_logit_softcapping"),),
+    windows="period",
+    period=6,
+    activation=_GELU,
+    norm_shift=1.0,
+    scaled_by_width=62,
+    fixed={
+        "use_bidirectional_attention": (None, False),
+        "attn_logit_softcapping": (None,),
+    },
+)
+
 DENSE: Mapping[str, Family] = MappingProxyType(
     {
         "LlamaForCausalLM": Family("llama", "llama", _LLAMA, paired=True, rope_kinds=ALL_KINDS),
@@ -111,29 +137,13 @@ DENSE: Mapping[str, Family] = MappingProxyType(
             scaled_by_width=46,
             fixed={"use_bidirectional_attention": (None, False)},
         ),
-        "Gemma3ForCausalLM": Family(
-            "gemma3_text",
-            "gemma3",
-            _GEMMA + head_norms(shift=1.0),
-            defaults={
-                **_GEMMA_DEFAULTS,
-                "rope_theta": 1000000.0,
-                "rope_local_base_freq": 10000.0,
-                "sliding_window_pattern": 6,
-                "vocab_size": 262208,
-                "max_position_embeddings": 131072,
-            },
-            local_rope=True,
-            extras=(Extra("final_logit_softcapping", "final_logit_softcapping"),),
-            windows="period",
-            period=6,
-            activation=_GELU,
-            norm_shift=1.0,
-            scaled_by_width=62,
-            fixed={
-                "use_bidirectional_attention": (None, False),
-                "attn_logit_softcapping": (None,),
-            },
+        "Gemma3ForCausalLM": _GEMMA3,
+        # EmbeddingGemma.
+        "Gemma3TextModel": replace(
+            _GEMMA3,
+            architecture="gemma-embedding",
+            scaled_by_width=0,
+            fixed={**_GEMMA3.fixed, "use_bidirectional_attention": (True,)},
         ),
         "Phi3ForCausalLM": Family(
             "phi3",

@@ -25,7 +25,7 @@ _INNER = ("experts", "expert_width", "width")
 _OUTER = ("experts", "width", "expert_width")
 
 
-def _experts(router: str, each: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
+def each_expert(router: str, each: str, gate: str, up: str, down: str) -> tuple[Rule, ...]:
     """Experts that have tensors of their own."""
     at = "model.layers.{0}."
     return (
@@ -36,7 +36,8 @@ def _experts(router: str, each: str, gate: str, up: str, down: str) -> tuple[Rul
     )
 
 
-def _granite_experts() -> tuple[Rule, ...]:
+def granite_experts() -> tuple[Rule, ...]:
+    """Experts, gate and up of each in one tensor."""
     at = "model.layers.{}.block_sparse_moe."
     return (
         *rules(("block_sparse_moe.router.layer", "ffn_gate_inp", ("experts", "width"))),
@@ -46,12 +47,18 @@ def _granite_experts() -> tuple[Rule, ...]:
     )
 
 
-def _granite_shared() -> tuple[Rule, ...]:
-    at, inner = "model.layers.{}.shared_mlp.", ("shared_width", "width")
+def granite_shared(
+    gate: str = "ffn_gate_shexp",
+    up: str = "ffn_up_shexp",
+    down: str = "ffn_down_shexp",
+    width: str = "shared_width",
+) -> tuple[Rule, ...]:
+    """The expert of every token; where there are no others, the whole feed-forward."""
+    at, inner = "model.layers.{}.shared_mlp.", (width, "width")
     return (
-        Rule(at + "input_linear", "blk.{}.ffn_gate_shexp", inner, cut=(0, 2)),
-        Rule(at + "input_linear", "blk.{}.ffn_up_shexp", inner, cut=(1, 2)),
-        Rule(at + "output_linear", "blk.{}.ffn_down_shexp", ("width", "shared_width")),
+        Rule(at + "input_linear", f"blk.{{}}.{gate}", inner, cut=(0, 2)),
+        Rule(at + "input_linear", f"blk.{{}}.{up}", inner, cut=(1, 2)),
+        Rule(at + "output_linear", f"blk.{{}}.{down}", ("width", width)),
     )
 
 
@@ -106,7 +113,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
             "llama",
             pre_norm(
                 attention(),
-                _experts("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
+                each_expert("block_sparse_moe.gate", "block_sparse_moe.experts", "w1", "w3", "w2"),
             ),
             paired=True,
             defaults={
@@ -124,7 +131,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
             "qwen3moe",
             pre_norm(
                 attention(ATTENTION, ATTENTION) + head_norms(),
-                _experts("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
+                each_expert("mlp.gate", "mlp.experts", "gate_proj", "up_proj", "down_proj"),
             ),
             defaults={
                 "num_key_value_heads": 4,
@@ -144,7 +151,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
         "GraniteMoeForCausalLM": Family(
             "granitemoe",
             "granitemoe",
-            pre_norm(attention(ATTENTION, ATTENTION), _granite_experts()),
+            pre_norm(attention(ATTENTION, ATTENTION), granite_experts()),
             paired=True,
             defaults=_GRANITE_MOE_DEFAULTS,
             extras=SCALES,
@@ -153,7 +160,7 @@ EXPERTS: Mapping[str, Family] = MappingProxyType(
         "GraniteMoeSharedForCausalLM": Family(
             "granitemoeshared",
             "granitemoe",
-            pre_norm(attention(ATTENTION, ATTENTION), _granite_experts() + _granite_shared()),
+            pre_norm(attention(ATTENTION, ATTENTION), granite_experts() + granite_shared()),
             paired=True,
             defaults=_GRANITE_MOE_DEFAULTS,
             extras=(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal
+
+from converters._config import Config
+from converters._gguf_writer import Field
 
 # Whether a bias stands beside a weight: never, always, or as this flag of the config says.
 NO_BIAS, ALWAYS = "", "always"
@@ -26,10 +29,19 @@ class Rule:
         target_suffix: What follows GGUF's.
         experts: "each" where every expert has a tensor of its own, "{1}" in `source` standing
             for it; "stacked" where one tensor has all of them; "" for other weights.
+        part: Names of attributes of `Shape`: of each head's stored rows, how many lie in front
+            of those that are taken, and how many behind; empty where rows are no heads' own.
+            The first dimension of `shape` is then the heads.
+        only: The layers that have it: "dense", "experts", or "" for all.
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
         needs: The attribute of `Shape` without which, or where it is 0, there is no such tensor.
+        stored: The shape in the checkpoint, where it is another; names as in `shape`.
+        exact: Whether it stays F32 whatever type is asked for.
+        negated_exp: Whether the values are x of the -e^x that readers want.
+        order: How the stored rows, or columns, change places: a name in `converters._delta_rows`.
+        or_stacked: The stored name and cut where one tensor has all experts instead.
     """
 
     source: str
@@ -45,6 +57,13 @@ class Rule:
     alternates: bool = False
     transposed: bool = False
     needs: str = ""
+    stored: tuple[str, ...] = ()
+    exact: bool = False
+    negated_exp: bool = False
+    part: tuple[str, ...] = ()
+    only: Literal["", "dense", "experts"] = ""
+    order: str = ""
+    or_stacked: tuple[str, tuple[int, int]] | None = None
 
 
 @dataclass(frozen=True)
@@ -55,7 +74,8 @@ class Extra:
         source: config.json's key.
         target: GGUF's, behind the architecture's name.
         kind: Its type there. A bool is written where it is false.
-        required: Whether it is written where the config has null: then as 0.
+        required: Whether it is written where the config has null: then as 0. A bool is then
+            written as it is.
     """
 
     source: str
@@ -149,6 +169,17 @@ class Family:
         experts_used: The config key of how many a token goes through.
         by_merges: Whether readers expect BPE with byte_fallback as merges, not as scores.
         layered: Whether layers have sizes of their own (`_layers.py`).
+        last_norm: What the norm in front of the head is called, in the checkpoint and in GGUF.
+        recurrent: The tensors of a layer that has a state instead of keys and values.
+        recurrent_types: What layer_types calls such a layer.
+        attention_only: The architecture of a model none of whose layers is recurrent, if another.
+        dense: What the same name means where there are no experts.
+        adapted: The config in the names and meanings of the other families.
+        latent: Keys and values are stored as one latent: multi-head latent attention.
+        constants: Further fields, the same for all models.
+        delta: Whether such layers are linear attention by the gated delta rule.
+        rope_sections: How rotated pairs are shared out to a picture's axes, where nothing is said;
+            () for families without such axes.
     """
 
     model_type: str
@@ -174,6 +205,16 @@ class Family:
     experts_used: str = "num_experts_per_tok"
     by_merges: bool = False
     layered: bool = False
+    last_norm: tuple[str, str] = ("model.norm", "output_norm")
+    recurrent: tuple[Rule, ...] = ()
+    recurrent_types: tuple[str, ...] = ()
+    attention_only: str = ""
+    dense: Family | None = None
+    adapted: Callable[[Config], Mapping[str, object]] | None = None
+    latent: bool = False
+    constants: tuple[Field, ...] = ()
+    delta: bool = False
+    rope_sections: tuple[int, ...] = ()
 
 
 ALL_KINDS = ("default", "linear", "llama3", "yarn", "longrope")

@@ -18,12 +18,16 @@ _DESCRIPTIONS = frozenset(
         "chat_template.json",
         "config.json",
         "generation_config.json",
+        "modules.json",
+        "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",
         "tokenizer.model",
         "tokenizer_config.json",
     }
 )
+# How sentence-transformers makes a vector.
+_POOLING = re.compile(r"\d+_Pooling/config\.json")
 # The first kind that a model has is enough.
 _WEIGHTS = (
     re.compile(r"model(-\d+-of-\d+)?\.safetensors(\.index\.json)?"),
@@ -83,7 +87,8 @@ def needed(files: list[str]) -> list[str]:
     weights: list[str] = []
     for pattern in _WEIGHTS:
         weights = weights or [file for file in files if pattern.fullmatch(file)]
-    return sorted({*_DESCRIPTIONS.intersection(files), *weights})
+    pooling = [file for file in files if _POOLING.fullmatch(file)]
+    return sorted({*_DESCRIPTIONS.intersection(files), *pooling, *weights})
 
 
 def _parsed(spec: str) -> dict[str, Any]:

@@ -62,6 +62,15 @@ def read_object(path: Path, *, unique: bool = False) -> dict[str, Any]:
     return parse_object(path.read_bytes(), str(path), unique=unique)
 
 
+def read_list(path: Path) -> list[Any]:
+    """Reads one JSON list from a file; errors as `read_object`."""
+    wrapped = b'{"list":' + path.read_bytes() + b"}"
+    found = parse_object(wrapped, str(path))["list"]
+    if not isinstance(found, list):
+        raise ConversionError(f"{path}: expected a JSON list, found {type(found).__name__}")
+    return found
+
+
 def read_optional(path: Path) -> dict[str, Any]:
     """Reads one JSON object, or gives an empty one when there is no such file."""
     return read_object(path) if path.is_file() else {}

@@ -9,11 +9,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from converters._config import Config
+from converters._delta_rows import AS_STORED, NO_DELTA, ORDERS, DeltaShape, Order
+from converters._encoders import ENCODERS
 from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRAPPERS
 from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
+from converters._latent import is_predictor, latent_fields, latent_sizes
 from converters._layers import read_layers
 from converters._rope import Rope
+from converters._shape import Shape
 from converters._source import Floats, TensorEntry
 from pyengine._errors import ConversionError
 
@@ -21,56 +25,6 @@ from pyengine._errors import ConversionError
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 _OUTPUT_HEAD = "lm_head.weight"
 _EMBEDDING = Rule("model.embed_tokens", "token_embd", ("vocab", "width"))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes that the tensors follow; widths count numbers."""
-
-    layers: int
-    width: int
-    ffn_width: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    vocab: int
-    experts: int = 0
-    expert_width: int = 0
-    shared_width: int = 0
-    input_width: int = 0
-    owns_kv: int = 1
-    owns_v: int = 1
-    one: int = 1
-
-    @property
-    def q_width(self) -> int:
-        """Rows of the query projection."""
-        return self.heads * self.head_width
-
-    @property
-    def kv_width(self) -> int:
-        """Rows of the key and of the value projection."""
-        return self.kv_heads * self.head_width
-
-    @property
-    def qkv_width(self) -> int:
-        """Rows of the three projections in one tensor."""
-        return self.q_width + 2 * self.kv_width
-
-    @property
-    def two_ffn_width(self) -> int:
-        """Rows of gate and up in one tensor."""
-        return 2 * self.ffn_width
-
-    @property
-    def two_expert_width(self) -> int:
-        """Rows of an expert's gate and up in one tensor."""
-        return 2 * self.expert_width
-
-    @property
-    def inputs_width(self) -> int:
-        """Width of what a token gives to all layers."""
-        return self.layers * self.input_width
 
 
 @dataclass(frozen=True)
@@ -85,6 +39,9 @@ class Mapped:
         head_rows: Rows of one head if the rows are re-ordered, else 0.
         rule: How values become rows.
         packed: The source is MXFP4: blocks and, beside them, scales.
+        front: Rows of each head that are passed over in front of those that are taken.
+        behind: And behind.
+        order: Which stored rows and columns follow each other.
         data: Computed values.
     """
 
@@ -94,7 +51,10 @@ class Mapped:
     head_rows: int = 0
     rule: Rule | None = None
     packed: bool = False
+    order: Order = AS_STORED
     data: Floats | None = None
+    front: int = 0
+    behind: int = 0
 
 
 def pair_rows(rows: Floats, head_rows: int) -> Floats:
@@ -129,6 +89,10 @@ def _find_family(config: Config) -> tuple[Family, Config]:
     name = stated[0] if isinstance(stated, list) and len(stated) == 1 else None
     if isinstance(name, str) and name in FAMILIES:
         return FAMILIES[name], config
+    # A model without its head, which embeds texts.
+    whole = name.removesuffix("Model") + "ForCausalLM" if isinstance(name, str) else ""
+    if whole in FAMILIES:
+        return FAMILIES[whole], config
     if isinstance(name, str) and name in WRAPPERS and inner is not None:
         kind = inner.values.get("model_type")
         for wrapped in WRAPPERS[name]:
@@ -137,7 +101,7 @@ def _find_family(config: Config) -> tuple[Family, Config]:
                 outer = {k: v for k, v in config.values.items() if k == "tie_word_embeddings"}
                 return FAMILIES[wrapped], Config({**outer, **inner.values}, inner.where)
         raise inner.fail("model_type", " or ".join(FAMILIES[w].model_type for w in WRAPPERS[name]))
-    raise config.fail("architectures", f"one of {', '.join([*FAMILIES, *WRAPPERS])}")
+    raise config.fail("architectures", f"one of {', '.join([*FAMILIES, *WRAPPERS, *ENCODERS])}")
 
 
 class ModelMapping:
@@ -154,24 +118,35 @@ class ModelMapping:
             ConversionError: A value is missing or out of range, or a feature is unsupported.
         """
         self.family, stated = _find_family(Config(values, where))
+        if self.family.dense is not None and not stated.values.get("num_local_experts", 1):
+            self.family = self.family.dense
         self._config = config = Config({**self.family.defaults, **stated.values}, stated.where)
         self._refuse_features()
+        if self.family.adapted is not None:
+            adapted = {**config.values, **self.family.adapted(config)}
+            self._config = config = Config(adapted, config.where)
         width, heads = config.integer("hidden_size"), config.integer("num_attention_heads")
-        if config.values.get("head_dim") is None and width % heads:
+        latent = latent_sizes(config) if self.family.latent else {}
+        stated_head = config.values.get("head_dim") if not latent else None
+        if not latent and stated_head is None and width % heads:
             raise ConversionError(
                 f"{config.where}: hidden_size: expected a multiple of {heads} heads, found {width}"
             )
-        self._explicit_head_width = config.values.get("head_dim") is not None
+        self._explicit_head_width = stated_head is not None
         self.shape = Shape(
             layers=config.integer("num_hidden_layers"),
             width=width,
-            ffn_width=config.integer("intermediate_size"),
+            ffn_width=self._ffn_width(),
             heads=heads,
-            kv_heads=config.integer("num_key_value_heads", heads),
-            head_width=config.integer("head_dim", width // heads or None),
+            kv_heads=1 if latent else config.integer("num_key_value_heads", heads),
+            head_width=latent.get("rotated_width")
+            or config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
             **self._input_sizes(),
+            **self._state_sizes(),
+            **latent,
+            delta=DeltaShape.read(config) if self.family.delta else NO_DELTA,
         )
         if self.shape.head_width % 2:
             raise ConversionError(
@@ -186,27 +161,53 @@ class ModelMapping:
         self._epsilon = config.number("rms_norm_eps", 1e-6)
         self.tied = config.flag("tie_word_embeddings", False)
         self._rotated = self._read_rotated()
+        self._recurrent = self._read_recurrent()
+        if self.family.attention_only and not any(self._recurrent):
+            # Readers of that architecture know nothing of recurrent layers.
+            extras = tuple(x for x in self.family.extras if not x.target.startswith("ssm."))
+            self.family = replace(
+                self.family, architecture=self.family.attention_only, extras=extras
+            )
         self._window, self._windowed = self._read_windows()
         self._shapes = [self.shape] * self.shape.layers
         local_width = self._read_layers() if self.family.layered else 0
         self._rope = Rope(config, self.family, self.shape.head_width, local_width)
 
+    def _ffn_width(self) -> int:
+        """Inner width of a dense layer; 0 where experts have one of their own and it is absent."""
+        only_experts = self.family.expert_width not in ("", "intermediate_size")
+        absent = self._config.values.get("intermediate_size") is None
+        return 0 if only_experts and absent else self._config.integer("intermediate_size")
+
+    def _state_sizes(self) -> dict[str, int]:
+        if not self.family.recurrent or self.family.delta:
+            return {}
+        sizes = {"conv": self._config.integer("conv_width")}
+        if self._config.values.get("ssm_heads") is not None:
+            keys = ("ssm_inner", "ssm_state", "ssm_heads", "ssm_groups")
+            sizes |= {key: self._config.integer(key) for key in keys}
+        return sizes
+
     def _expert_sizes(self) -> dict[str, int]:
         config, key = self._config, self.family.expert_width
         if not key or (self.family.experts_if and not config.flag(self.family.experts_if, False)):
             return {}
-        names = ("num_local_experts", "num_experts")
+        names = ("num_local_experts", "num_experts", "n_routed_experts")
         count = next((n for n in names if config.values.get(n) is not None), names[0])
         used = self.family.experts_used
         self._n_used = config.integer(used)
         experts = config.integer(count)
         if self._n_used > experts:
             raise config.fail(used, f"at most the {experts} experts")
-        shared = config.values.get("shared_intermediate_size")
+        keys = ("shared_intermediate_size", "shared_expert_intermediate_size")
+        shared = next((k for k in keys if config.values.get(k)), None)
+        width = config.integer(shared) if shared else 0
+        if self.family.latent and config.values.get("n_shared_experts"):
+            width = config.integer("n_shared_experts") * config.integer(key)
         return {
             "experts": experts,
             "expert_width": config.integer(key),
-            "shared_width": config.integer("shared_intermediate_size") if shared else 0,
+            "shared_width": width,
         }
 
     def _input_sizes(self) -> dict[str, int]:
@@ -228,6 +229,16 @@ class ModelMapping:
 
     # ---- metadata
 
+    @property
+    def by_merges(self) -> bool:
+        """Whether readers expect BPE with byte_fallback as merges, not as scores."""
+        return self.family.by_merges
+
+    @property
+    def architecture(self) -> str:
+        """GGUF's general.architecture."""
+        return self.family.architecture
+
     def fields(self) -> list[Field]:
         """The metadata that describes the network."""
         name = self.family.architecture
@@ -238,9 +249,14 @@ class ModelMapping:
         yield Field("block_count", "u32", shape.layers)
         yield Field("context_length", "u32", self.context)
         yield Field("embedding_length", "u32", shape.width)
-        yield self._each("feed_forward_length", [s.ffn_width for s in self._shapes])
+        if shape.ffn_width:
+            yield self._each("feed_forward_length", [s.ffn_width for s in self._shapes])
         yield Field("attention.head_count", "u32", shape.heads)
-        yield self._each("attention.head_count_kv", [s.kv_heads for s in self._shapes])
+        # Linear attention is told by a key of its own.
+        absent = [recurrent and not self.family.delta for recurrent in self._recurrent]
+        kv_heads = [0 if gone else s.kv_heads for gone, s in zip(absent, self._shapes, strict=True)]
+        yield self._each("attention.head_count_kv", kv_heads)
+        yield Field("rope.freq_base", "f32", self._rope.base)
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
         if self._explicit_head_width:
             yield Field("attention.key_length", "u32", shape.head_width)
@@ -252,11 +268,20 @@ class ModelMapping:
         if shape.experts:
             yield Field("expert_count", "u32", shape.experts)
             yield Field("expert_used_count", "u32", self._n_used)
+        if self.family.latent:
+            yield from latent_fields(self._config, shape)
+        yield from self.family.constants
         yield from self._rope.fields()
         yield from self._extra_fields()
         yield from self._window_fields()
         yield from self._rotation_fields()
         yield from self._scale_fields()
+        if self.family.delta:
+            yield from shape.delta.fields()
+            yield Field("attention.recurrent_layers", "bool", self._recurrent)
+            period = self._config.integer("full_attention_interval", 4)
+            if self._recurrent == [(i + 1) % period != 0 for i in range(shape.layers)]:
+                yield Field("full_attention_interval", "u32", period)
 
     def _each(self, key: str, values: list[int]) -> Field:
         """A number of every layer: one for all where they are alike."""
@@ -266,8 +291,9 @@ class ModelMapping:
         for extra in self.family.extras:
             value = self._config.values.get(extra.source)
             if extra.kind == "bool":
-                if not self._config.flag(extra.source, True):
-                    yield Field(extra.target, "bool", False)
+                flag = self._config.flag(extra.source, True)
+                if extra.required or not flag:
+                    yield Field(extra.target, "bool", flag)
             elif not value:
                 if extra.required:
                     yield Field(extra.target, extra.kind, 0)
@@ -328,6 +354,26 @@ class ModelMapping:
             )
         return [known[kind] for kind in stated]
 
+    def _read_recurrent(self) -> list[bool]:
+        """Which layers have a state instead of keys and values."""
+        kinds, n = self.family.recurrent_types, self.shape.layers
+        stated = self._config.values.get("layer_types")
+        if not kinds:
+            return [False] * n
+        if stated is None:
+            period = self._config.integer("full_attention_interval", 4) if self.family.delta else 1
+            stated = [kinds[0] if (i + 1) % period else "full_attention" for i in range(n)]
+        known = {"full_attention": False, "attention": False} | dict.fromkeys(kinds, True)
+        right = isinstance(stated, list) and len(stated) == n
+        if not right or not all(isinstance(x, str) and x in known for x in stated):
+            raise self._config.fail(
+                "layer_types", f"{n} times {' or '.join(kinds)} or full_attention"
+            )
+        found = [known[x] for x in stated]
+        if all(found):
+            raise self._config.fail("layer_types", "a layer of full_attention")
+        return found
+
     def _read_rotated(self) -> list[bool]:
         """Which layers are rotated."""
         n = self.shape.layers
@@ -373,15 +419,20 @@ class ModelMapping:
         Raises:
             ConversionError: A tensor is missing, is of another shape or is not known.
         """
+        bare = "embed_tokens.weight" in stored
         names = {
-            _plain_name(name): name
+            plain_name(f"model.{name}" if bare else name): name
             for name in stored
-            if not name.startswith(LEFT_OUT_PREFIXES) and not name.endswith(_IGNORED_SUFFIX)
+            if not name.startswith(LEFT_OUT_PREFIXES)
+            and not name.endswith(_IGNORED_SUFFIX)
+            and not (self.family.latent and is_predictor(name, self.shape.layers))
         }
+        # A model without its head gets the embedding for one, as readers do.
+        self.tied = self.tied or (bare and _OUTPUT_HEAD not in stored)
         plan: list[Mapped] = []
         used: set[str] = set()
         for rule, layer in self._walk():
-            if rule.needs and not getattr(self._shapes[layer], rule.needs):
+            if self._lacks(rule, layer):
                 # Checkpoints may have weights of keys and values that no layer uses.
                 if rule.needs.startswith("owns_") and not self._shapes[layer].owns_kv:
                     used.add(rule.source.format(layer) + rule.suffix)
@@ -392,6 +443,22 @@ class ModelMapping:
             plan.insert(1, Mapped(name, values.shape, data=values))
         return plan
 
+    def _lacks(self, rule: Rule, layer: int) -> bool:
+        """Whether a layer does without the tensor."""
+        return bool(rule.needs) and not self._shapes[layer].size(rule.needs)
+
+    def matrices(self) -> Iterator[Mapped]:
+        """What `tensors` plans, for a checkpoint that is not at hand."""
+        for rule, layer in self._walk():
+            if self._lacks(rule, layer):
+                continue
+            dims = tuple(map(self._shapes[layer].size, rule.shape))
+            head_rows = self.shape.head_width if rule.heads and self.family.paired else 0
+            source = rule.source.format(layer, 0) + rule.suffix
+            yield Mapped(
+                rule.target.format(layer) + rule.target_suffix, dims, (source,), head_rows, rule
+            )
+
     def _mapped(
         self,
         rule: Rule,
@@ -400,8 +467,10 @@ class ModelMapping:
         stored: Mapping[str, TensorEntry],
         used: set[str],
     ) -> Mapped:
-        shape = self._shapes[layer]
-        dims: tuple[int, ...] = tuple(getattr(shape, name) for name in rule.shape)
+        if rule.or_stacked and rule.or_stacked[0].format(layer) in names:
+            source, cut = rule.or_stacked
+            rule = replace(rule, source=source, suffix="", experts="stacked", cut=cut)
+        dims = tuple(map(self._shapes[layer].size, rule.shape))
         n_sources = self.shape.experts if rule.experts == "each" else 1
         sources = [rule.source.format(layer, i) + rule.suffix for i in range(n_sources)]
         packed = rule.experts == "stacked" and f"{sources[0]}_blocks" in names
@@ -412,8 +481,8 @@ class ModelMapping:
                 f"{sources[0]}_blocks": (experts, rows, columns // 32, 16),
                 f"{sources[0]}_scales": (experts, rows, columns // 32),
             }
-        for source, expected in wanted.items():
-            self._check(stored.get(names.get(source, "")), source, expected)
+        for source, shape in wanted.items():
+            check_tensor(stored.get(names.get(source, "")), source, shape, self._config.where)
         used.update(wanted)
         return Mapped(
             rule.target.format(layer) + rule.target_suffix,
@@ -422,27 +491,25 @@ class ModelMapping:
             self.shape.head_width if rule.heads and self.family.paired else 0,
             rule,
             packed,
+            ORDERS[rule.order](self.shape.delta) if rule.order else AS_STORED,
+            front=getattr(self.shape, rule.part[0]) if rule.part else 0,
+            behind=getattr(self.shape, rule.part[1]) if rule.part else 0,
         )
 
     def _stored_shape(self, rule: Rule, dims: tuple[int, ...]) -> tuple[int, ...]:
         """What a checkpoint's tensor has, slowest dimension first."""
+        if rule.stored:
+            return tuple(self.shape.size(name) for name in rule.stored)
         outer, inner = (dims[:1], dims[1:]) if rule.experts else ((), dims)
-        rows, *columns = inner
-        whole = (rows * rule.cut[1], *columns)
+        if rule.part:
+            front, behind = (getattr(self.shape, name) for name in rule.part)
+            rows, columns = dims[:0:-1] if rule.transposed else dims[1:]
+            return ((front + rows + behind) * dims[0], columns)
+        rows, *rest = inner
+        whole = (rows * rule.cut[1], *rest)
         if rule.transposed:
             whole = whole[::-1]
         return whole if rule.experts == "each" else (*outer, *whole)
-
-    def _check(self, entry: TensorEntry | None, source: str, dims: tuple[int, ...]) -> None:
-        if entry is None:
-            raise ConversionError(
-                f"tensor {source!r}: expected shape {list(dims)}, found no such tensor"
-            )
-        if entry.shape != dims:
-            raise ConversionError(
-                f"tensor {source!r}: expected shape {list(dims)} as {self._config.where} says, "
-                f"found {list(entry.shape)}"
-            )
 
     def _walk(self) -> Iterator[tuple[Rule, int]]:
         yield _EMBEDDING, 0
@@ -450,16 +517,23 @@ class ModelMapping:
             if self.shape.input_width:
                 yield rule, 0
         for layer in range(self.shape.layers):
-            for rule in self.family.layer:
-                if "shared_width" in rule.shape and not self.shape.shared_width:
+            other = "experts" if layer < self.shape.dense_layers else "dense"
+            for rule in self.family.recurrent if self._recurrent[layer] else self.family.layer:
+                if rule.only == other or not all(map(self._shapes[layer].size, rule.shape)):
                     continue
                 yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):
                     yield (
-                        replace(rule, shape=rule.shape[:1], suffix=".bias", target_suffix=".bias"),
+                        replace(
+                            rule,
+                            shape=rule.shape[:1],
+                            suffix=".bias",
+                            target_suffix=".bias",
+                            stored=(),
+                        ),
                         layer,
                     )
-        yield Rule("model.norm", "output_norm", ("width",), shift=self.family.norm_shift), 0
+        yield Rule(*self.family.last_norm, ("width",), shift=self.family.norm_shift), 0
         if not self.tied:
             yield Rule("lm_head", "output", ("vocab", "width")), 0
         elif self.family.writes_head:
@@ -482,19 +556,37 @@ class ModelMapping:
         key, value = self.family.activation
         if config.text(key, value) != value:
             raise config.fail(key, repr(value))
-        quantized = config.section("quantization_config")
-        method = quantized.values.get("quant_method") if quantized is not None else None
-        if quantized is not None and method not in self.family.quantized:
-            raise ConversionError(
-                f"{config.where}: quantization_config: expected weights that are not quantized, "
-                f"found quant_method {method!r}"
-            )
+        refuse_quantized(config, self.family.quantized)
         for key, allowed in self.family.fixed.items():
             if config.values.get(key) not in allowed:
                 raise config.fail(key, " or ".join(map(repr, allowed)))
 
 
-def _plain_name(name: str) -> str:
+def check_tensor(entry: TensorEntry | None, source: str, dims: tuple[int, ...], where: str) -> None:
+    """Refuses a tensor that is missing or of another shape."""
+    if entry is None:
+        raise ConversionError(
+            f"tensor {source!r}: expected shape {list(dims)}, found no such tensor"
+        )
+    if entry.shape != dims:
+        raise ConversionError(
+            f"tensor {source!r}: expected shape {list(dims)} as {where} says, "
+            f"found {list(entry.shape)}"
+        )
+
+
+def refuse_quantized(config: Config, methods: tuple[str, ...]) -> None:
+    """Refuses weights that are quantized otherwise than by these methods."""
+    quantized = config.section("quantization_config")
+    method = quantized.values.get("quant_method") if quantized is not None else None
+    if quantized is not None and method not in methods:
+        raise ConversionError(
+            f"{config.where}: quantization_config: expected weights that are not quantized, "
+            f"found quant_method {method!r}"
+        )
+
+
+def plain_name(name: str) -> str:
     """The name that a tensor of a wrapped text model has in a text model's own checkpoint."""
     for prefix in TEXT_PREFIXES:
         if name.startswith(prefix):

@@ -22,6 +22,8 @@ _NEVER = 1e30
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 # Other names of a kind.
 _SPELLINGS = {"su": "longrope"}
+# Architectures in which a part of a head may be rotated.
+_PARTIAL = ("phi3", "qwen35", "qwen35moe", "qwen3next")
 
 
 class Rope:
@@ -76,23 +78,48 @@ class Rope:
         if (
             factor != 1.0
             and not proportional
-            and (family.architecture != "phi3" or factor > 1.0 or self.dims % 2)
+            and (family.architecture not in _PARTIAL or factor > 1.0 or self.dims % 2)
         ):
             raise (rope or config).fail("partial_rotary_factor", "1.0")
+        self._sections = self._read_sections(rope)
         if rope is not None:
             self._original = self._original_context(config, rope)
             self._read_kind(rope)
             self._read_temperature(rope)
 
     def fields(self) -> Iterator[Field]:
-        """The metadata, without the architecture's name."""
+        """The metadata but for the base, without the architecture's name."""
         yield Field("rope.dimension_count", "u32", self.dims)
         if self.local_dims:
             yield Field("rope.dimension_count_swa", "u32", self.local_dims)
-        yield Field("rope.freq_base", "f32", self.base)
         if self.local_base:
             yield Field("rope.freq_base_swa", "f32", self.local_base)
+        if self._sections:
+            yield Field("rope.dimension_sections", "i32", self._sections)
         yield from self._scaling
+
+    def _read_sections(self, rope: Config | None) -> list[int]:
+        """How many pairs belong to time, height and width, which are equal in a text; then 0.
+
+        Readers deal pair i, counted within the sum, to section i % 3 and leave pairs that a
+        section has no room for unrotated, which transformers does not.
+        """
+        if not self._family.rope_sections:
+            return []
+        sections: object = list(self._family.rope_sections)
+        if rope is not None and rope.values.get("mrope_section") is not None:
+            sections = rope.values["mrope_section"]
+        if (
+            not isinstance(sections, list)
+            or len(sections) != 3
+            or not all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in sections)
+            or any(i // 3 >= sections[i % 3] for i in range(min(self.dims // 2, sum(sections))))
+        ):
+            raise (rope or Config({}, "rope_parameters")).fail(
+                "mrope_section", f"three numbers that share out {self.dims // 2} pairs in turn"
+            )
+        # Of a narrow head, those that are left.
+        return [*(min(n, (self.dims // 2 + 2 - k) // 3) for k, n in enumerate(sections)), 0]
 
     def _split(self, both: Config | None) -> tuple[Config | None, Config | None]:
         """The settings of layers without a window, and of those with one."""
@@ -160,6 +187,9 @@ class Rope:
             gain = _yarn_gain(factor, rope.number("mscale"))
             gain /= _yarn_gain(factor, rope.number("mscale_all_dim"))
         gain = rope.number("attention_factor", gain)
+        if self._family.latent and all_dims and factor > 1.0:
+            implied = 1.0
+            self._put_score_gain(rope, factor, gain)
         self._put("type", "str", "yarn")
         self._put("factor", "f32", factor)
         self._put("original_context_length", "u32", self._original)
@@ -175,6 +205,17 @@ class Rope:
         truncates = rope.flag("truncate", True) or self._nested
         if truncates != (self._family.architecture != "gpt-oss"):
             self._put("yarn_truncate", "bool", truncates)
+
+    def _put_score_gain(self, rope: Config, factor: float, gain: float) -> None:
+        """What scores of latent attention are multiplied by: the square of a gain of their own.
+
+        Readers take (gain (1 + multiplier ln(factor)))^2, where gain is that of cosines.
+        """
+        wanted = _yarn_gain(factor, rope.number("mscale_all_dim"))
+        multiplier = (wanted / gain - 1) / math.log(factor)
+        if multiplier <= 0:
+            raise rope.fail("mscale_all_dim", f"more than what multiplies cosines, {gain:g}")
+        self._put("yarn_log_multiplier", "f32", multiplier)
 
     def _read_longrope(self, rope: Config) -> None:
         factor = rope.number("factor", self._context / self._original)

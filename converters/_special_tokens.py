@@ -77,6 +77,11 @@ def special_fields(
         name = token_text(tokenizer_config.get(f"{role}_token"))
         if name is not None:
             found.names[role] = name
+    # BERT's names of what begins and ends a text.
+    for role, other in (("bos", "cls"), ("eos", "sep")):
+        name = token_text(tokenizer_config.get(f"{other}_token"))
+        if role not in found.names and name is not None:
+            found.names[role] = name
     _read_post_processor(tokenizer_json.get("post_processor"), found)
     for role in ("bos", "eos"):
         stated = tokenizer_config.get(f"add_{role}_token")
@@ -150,7 +155,7 @@ def _read_post_processor(processor: object, found: SpecialTokens) -> None:
         if kind == "ByteLevel":
             found.adds.setdefault("bos", False)
             found.adds.setdefault("eos", False)
-        elif kind == "RobertaProcessing":
+        elif kind in ("RobertaProcessing", "BertProcessing"):
             found.adds.update(bos=True, eos=True)
         elif kind == "TemplateProcessing":
             _read_template(list(_objects(step.get("single"))), found)

@@ -14,6 +14,7 @@ from converters._self_test import self_test_fields
 from converters._sentencepiece import metaspace_fields, read_json_file, read_model_file
 from converters._special_tokens import special_fields
 from converters._vocabulary import Vocabulary
+from converters._word_piece import read_word_piece
 from pyengine._errors import ConversionError
 
 # Llama 3's own releases call a tiktoken table (base64, space, rank) tokenizer.model, too.
@@ -88,9 +89,11 @@ def _read_json(
 ) -> Vocabulary:
     model = tokenizer_json.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
+    if isinstance(model, dict) and kind == "WordPiece":
+        return read_word_piece(tokenizer_json, tokenizer_config, size, where)
     # Files from before the field was there have merges instead.
     if not isinstance(model, dict) or kind not in ("BPE", None) or "merges" not in model:
-        raise ConversionError(f"{where}: model: expected type 'BPE', found {kind!r}")
+        raise ConversionError(f"{where}: model: expected type 'BPE' or 'WordPiece', found {kind!r}")
     if model.get("byte_fallback"):
         read = read_gemma_bpe if by_merges else read_json_file
         return read(tokenizer_json, tokenizer_config, size, where)

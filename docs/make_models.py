@@ -15,7 +15,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from converters._encoders import ENCODERS  # noqa: E402
 from converters._families import FAMILIES, WRAPPERS  # noqa: E402
+
+ALL = {**FAMILIES, **ENCODERS}
 
 _HEAD = """# Models
 
@@ -48,11 +51,29 @@ keys and values take no room in pages, and in them a prompt's tokens whose logit
 not computed. Of Gemma 4's per-layer embeddings a token reads one row of the file's mapping.
 
 Experts: softmax over the chosen ones or over all, biases, a clamped gate, an expert that sees
-every token. In a decode step only the chosen experts' bytes are read.
+every token; sigmoids with a bias that chooses but does not weigh, and only the best groups to
+choose from, behind leading dense layers (DeepSeek). In a decode step only the chosen experts'
+bytes are read.
 
-What is not supported is refused, at convert or at open, with a message that names it: recurrent
-and hybrid layers, multi-head latent attention, Gemma's bidirectional attention, dense layers
-among experts, images.
+Latent attention: a token's keys and values are stored as one latent and one rotated key for all
+heads, and once: values are the last numbers of keys. With 512 + 64 numbers a layer a token costs
+1152 bytes a layer in F16, 612 in Q8_0, 324 in Q4_0: DeepSeek V2 Lite (27 layers) 31 KB, 17 KB or
+9 KB, where keys and values of its 16 heads would be 276 KB; GLM 4.7 Flash (47 layers) 54, 29 or
+15 KB. Files whose projection out of the latent lies in one tensor (`attn_kv_b`) cost the same, but
+its keys' half is unpacked for every batch. Layers that predict further tokens are left out.
+
+Recurrent layers: a session holds a state beside its pages, and checkpoints of it; going back may
+cost computing tokens again (docs/adr/0007). Linear attention by the gated delta rule goes token by
+token in one order, never in chunks, so that a prompt has the bits of its tokens one by one.
+
+Layers that predict further tokens (MTP) are left out, of checkpoints and of files.
+
+Encoders (`bert`, `gemma-embedding`, `nomic-bert`) give vectors, not logits, as any decoder does on
+request:
+[EMBEDDINGS.md](EMBEDDINGS.md), `tests/reference/test_embed.py`, `tests/python/test_embed.py`.
+
+What is not supported is refused, at convert or at open, with a message that names it: dense layers
+between ones with experts, vectors of recurrent models, images.
 """
 
 
@@ -77,8 +98,12 @@ def _goldens() -> dict[str, list[str]]:
     """Architecture to goldens."""
     out: dict[str, list[str]] = {}
     for path in sorted((ROOT / "tests/golden").rglob("config.json")):
-        (name,) = json.loads(path.read_text("utf-8"))["architectures"]
-        out.setdefault(FAMILIES[name].architecture, []).append(path.parent.name)
+        (name,) = json.loads(path.read_text("utf-8")).get("architectures", [None])
+        if name is None:
+            continue  # of a module beside the model
+        if name not in ALL:  # without its head
+            name = name.removesuffix("Model") + "ForCausalLM"
+        out.setdefault(ALL[name].architecture, []).append(path.parent.name)
     return out
 
 
@@ -87,7 +112,7 @@ def text() -> str:
     goldens = _goldens()
     lines = []
     for architecture in _architectures():
-        names = [name for name, f in FAMILIES.items() if f.architecture == architecture]
+        names = [name for name, f in ALL.items() if f.architecture == architecture]
         wrappers = [name for name, inner in WRAPPERS.items() if inner[0] in names]
         converts = ", ".join(f"`{name}`" for name in names + wrappers)
         checked = ", ".join(goldens.get(architecture, ["none"]))

@@ -11,7 +11,8 @@
 
 from pyengine._bundled import bundled_model
 from pyengine._chat import ChatReply, ChatStream
-from pyengine._engine import Engine, EngineInfo
+from pyengine._divergence import Divergence
+from pyengine._engine import Engine
 from pyengine._errors import (
     ArgumentError,
     CancelledError,
@@ -25,16 +26,21 @@ from pyengine._errors import (
     NumericError,
     OutOfMemoryError,
     PyengineError,
+    TaskFileError,
     TokenizerError,
     UnsupportedModelError,
 )
+from pyengine._evaluation import Evaluation, ModelScores, TaskScore, evaluate
 from pyengine._file import ModelFile, TensorInfo
 from pyengine._generate import Generation, Stream, Timings, TokenLogprob, Usage
+from pyengine._info import EngineInfo
 from pyengine._perplexity import Perplexity
 from pyengine._quant import dequantize, quantize
 from pyengine._reply import ToolCall
 from pyengine._sampler import Sampler, Sampling
 from pyengine._session import CancelFlag, Session
+from pyengine._statistics import Difference, Mean, Quantile
+from pyengine._tasks import Task
 from pyengine._template import ChatTemplate, ChatTemplates
 from pyengine._tokenizer import Tokenizer
 
@@ -52,21 +58,30 @@ __all__ = [
     "ClosedError",
     "ContextFullError",
     "ConversionError",
+    "Difference",
+    "Divergence",
     "DownloadError",
     "Engine",
     "EngineInfo",
+    "Evaluation",
     "Generation",
+    "Mean",
     "ModelFile",
     "ModelFileError",
     "ModelFormatError",
+    "ModelScores",
     "NumericError",
     "OutOfMemoryError",
     "Perplexity",
     "PyengineError",
+    "Quantile",
     "Sampler",
     "Sampling",
     "Session",
     "Stream",
+    "Task",
+    "TaskFileError",
+    "TaskScore",
     "TensorInfo",
     "Timings",
     "TokenLogprob",
@@ -77,5 +92,6 @@ __all__ = [
     "Usage",
     "bundled_model",
     "dequantize",
+    "evaluate",
     "quantize",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from pyengine._errors import TokenizerError
 from pyengine._pretokenizers import PRE_TOKENIZERS, PreTokenizer
@@ -21,6 +21,8 @@ class ByteLevelBpe:
         texts: Sequence[str | None],
         types: Sequence[int],
         rule: PreTokenizer,
+        *,
+        nfc: bool,
     ) -> None:
         vocab: dict[str, int] = {}
         for token, text in enumerate(texts):
@@ -35,6 +37,7 @@ class ByteLevelBpe:
                 f"{KEY}merges: expected merges of tokens in {KEY}tokens, found: {error}"
             ) from error
         self._tokenizer = tokenizers.Tokenizer(model)
+        self._nfc = normalizers.NFC() if nfc else None
         splits = [
             pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated") for pattern in rule.patterns
         ]
@@ -43,6 +46,8 @@ class ByteLevelBpe:
         self._missing = frozenset(b for char, b in BYTE_OF.items() if char not in vocab)
 
     def encode(self, text: str) -> list[int]:
+        if self._nfc is not None and not text.isascii():
+            text = self._nfc.normalize_str(text)
         # The library drops what it cannot express without a word.
         if self._missing and (lost := self._missing.intersection(text.encode("utf-8"))):
             raise TokenizerError(

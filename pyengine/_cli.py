@@ -1,4 +1,4 @@
-"""The command line: run, chat, bench, inspect, convert.
+"""The command line: run, chat, embed, bench, eval, inspect, convert.
 
 Errors end in one line on stderr: exit code 2 for wrong usage, 1 for everything else that
 went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
@@ -21,13 +21,23 @@ import click
 import pyengine
 from pyengine._bench import Bench, Plan, Row, header, numbers, peak_bytes, picture, table
 from pyengine._cli_chat import ChatLoop
+from pyengine._cli_embed import read_texts, run_embed
+from pyengine._cli_eval import eval_command
+from pyengine._cli_options import (
+    INTERRUPTED,
+    decode,
+    engine_options,
+    kernel_options,
+    open_engine,
+    read_text,
+    stacked,
+    write_whole,
+)
 from pyengine._engine import Engine
 from pyengine._errors import ArgumentError, PyengineError
 from pyengine._generate import Generation, Stream
+from pyengine._info import POOLINGS
 from pyengine._inspect import inspect_json, inspect_text, printable
-
-# What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
-_INTERRUPTED = 130
 
 # A prompt that takes longer than this shows its progress.
 _QUIET_SECONDS = 1.0
@@ -41,53 +51,7 @@ def _group() -> None:
     """Large language models on the CPU that you already own."""
 
 
-Command = Callable[..., Any]
-
-
-def _options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Several options as one decorator."""
-
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_kernel_options = _options(
-    click.option(
-        "--kv-type", type=click.Choice(["auto", "f32", "f16", "q8_0", "q4_0"]), default="auto"
-    ),
-    click.option(
-        "--resident",
-        type=click.Choice(["auto", "on", "off"]),
-        default="auto",
-        help="Keep weights interleaved in memory.  [default: where it helps and fits]",
-    ),
-    click.option(
-        "--isa",
-        type=click.Choice(["scalar", "avx2", "avx_vnni", "avx512", "neon", "dotprod", "i8mm"]),
-        help="Force an instruction set.",
-    ),
-)
-_engine_options = _options(
-    click.option(
-        "-c",
-        "--ctx-size",
-        "n_ctx",
-        type=int,
-        help="Context in tokens; default: as the model was trained for.",
-    ),
-    click.option("-t", "--threads", "n_threads", type=int, help="Default: usable cores."),
-    click.option(
-        "-b", "--batch-size", "n_batch", type=int, help="Prompt tokens per pass.  [default: 256]"
-    ),
-    _kernel_options,
-)
-_ENGINE_NAMES = ("n_ctx", "n_threads", "n_batch", "kv_type", "resident", "isa")
-
-_sampling_options = _options(
+_sampling_options = stacked(
     click.option(
         "--temp", "--temperature", "temperature", type=float, default=0.8, show_default=True
     ),
@@ -112,11 +76,6 @@ _sampling_options = _options(
 )
 
 
-def _open(path: Path | None, options: dict[str, Any]) -> Engine:
-    """Opens a model as options say, and takes out of them what they say of that."""
-    return Engine(path, **{name: options.pop(name) for name in _ENGINE_NAMES})
-
-
 def _max_tokens(given: int) -> int | None:
     if given < -1:
         raise ArgumentError(f"--max-tokens: expected -1 or more, found {given}")
@@ -138,7 +97,7 @@ def _max_tokens(given: int) -> int | None:
     "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=-1,
     help="Tokens to generate at most; -1: until an end token or a full context.",
 )  # fmt: skip
-@_engine_options
+@engine_options
 @_sampling_options
 @click.option("--ignore-eos", is_flag=True, help="Never choose an end token.")
 @click.option("--echo/--no-echo", default=None, help="Show the prompt.  [default: on a terminal]")
@@ -166,7 +125,7 @@ def _run(
         text = _unescape(text)
         stop = tuple(_unescape(item) for item in stop)
     most = _max_tokens(max_tokens)
-    with _open(model or model_option, options) as engine:
+    with open_engine(model or model_option, options) as engine:
         if verbose:
             click.echo(_describe(engine), err=True)
         progress = _PrefillProgress(enabled=sys.stderr.isatty() and not quiet)
@@ -182,7 +141,7 @@ def _run(
         interrupted = _print_stream(shown, stream, progress)
         if not quiet:
             click.echo(_summary(stream.result), err=True)
-    return _INTERRUPTED if interrupted else 0
+    return INTERRUPTED if interrupted else 0
 
 
 def _print_stream(prompt: str, stream: Stream, progress: _PrefillProgress) -> bool:
@@ -210,22 +169,10 @@ def _prompt(prompt: str | None, prompt_file: Path | None) -> str:
     if prompt is not None:
         return prompt
     if prompt_file is not None:
-        try:
-            return _decode(prompt_file.read_bytes(), str(prompt_file))
-        except OSError as error:
-            raise click.ClickException(f"{prompt_file}: {error.strerror}") from error
+        return read_text(prompt_file)
     if sys.stdin is None or sys.stdin.isatty():
         return ""
-    return _decode(sys.stdin.buffer.read(), "standard input")
-
-
-def _decode(data: bytes, name: str) -> str:
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise click.ClickException(
-            f"{name}: expected UTF-8 text, found byte 0x{data[error.start]:02x} at {error.start}"
-        ) from error
+    return decode(sys.stdin.buffer.read(), "standard input")
 
 
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
@@ -314,7 +261,7 @@ def _mb(n_bytes: int) -> str:
     "-n", "--max-tokens", "--predict", "--n-predict", type=int, default=-1,
     help="Tokens per answer at most; -1: until its end.",
 )  # fmt: skip
-@_engine_options
+@engine_options
 @_sampling_options
 @click.option("-v", "--verbose", is_flag=True, help="Show what runs, and the speed of each answer.")
 def _chat(
@@ -332,7 +279,7 @@ def _chat(
     On a terminal /help lists what else can be typed. In a pipe each line is a turn.
     """
     options["max_tokens"] = _max_tokens(max_tokens)
-    with _open(model or model_option, options) as engine:
+    with open_engine(model or model_option, options) as engine:
         if verbose:
             click.echo(_describe(engine), err=True)
         options["template"] = _template(engine, template)
@@ -348,12 +295,39 @@ def _chat(
 def _template(engine: Engine, given: str | None) -> str | None:
     """Jinja text or a name; a missing template is told before anything is typed."""
     if given is not None and given not in engine.chat_templates.names:
-        try:
-            return _decode(Path(given).read_bytes(), given)
-        except OSError as error:
-            raise click.ClickException(f"{given}: {error.strerror}") from error
+        return read_text(Path(given))
     engine.chat_templates.choose(given)
     return given
+
+
+# ---- embed ----
+
+
+@_group.command("embed", context_settings=_CONTEXT)
+@click.argument("model", required=False, type=click.Path(path_type=Path))
+@click.option("-m", "--model", "model_option", type=click.Path(path_type=Path), hidden=True)
+@click.option("-p", "--prompt", "prompts", multiple=True, help="A text; repeatable.")
+@click.option("-f", "--file", type=click.Path(path_type=Path), help="Of a text a line.")
+@click.option("--pooling", type=click.Choice(list(POOLINGS)), help="[default: as the model says]")
+@click.option("--normalize/--no-normalize", default=True, help="Vectors of length 1.  [default]")
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+@click.option("--npy", type=click.Path(path_type=Path), help="Write an array [texts, width] there.")
+@engine_options
+@click.option("-q", "--quiet", is_flag=True, help="No summary and no progress.")
+def _embed(
+    model: Path | None,
+    model_option: Path | None,
+    prompts: tuple[str, ...],
+    file: Path | None,
+    **options: Any,
+) -> None:
+    """Turns texts into vectors with MODEL, a GGUF file: a line of numbers for each.
+
+    Texts come from -p, or a line each from --file or a pipe on standard input.
+    """
+    texts = read_texts(prompts, file)
+    with open_engine(model or model_option, options) as engine:
+        run_embed(engine, texts, **options)
 
 
 # ---- bench ----
@@ -368,7 +342,7 @@ def _template(engine: Engine, given: str | None) -> str | None:
 @click.option("--columns", default="1,2,4,8", show_default=True, help="Sessions decoded together.")
 @click.option("--repeat", type=click.IntRange(1, 1000), default=3, show_default=True)
 @click.option("-c", "--ctx-size", type=int, help="Context in tokens.")
-@_kernel_options
+@kernel_options
 @click.option(
     "--json", "json_path", is_flag=False, flag_value="-", help="Write JSON there; alone: to stdout."
 )
@@ -428,10 +402,10 @@ def _bench(
         for line in bench.skipped:
             click.echo(f"skipped {line}", err=True)
     if json_path not in (None, "-"):
-        _write_whole(Path(str(json_path)), document + "\n")
+        write_whole(Path(str(json_path)), document + "\n")
     if svg_path is not None:
-        _write_whole(Path(svg_path), picture(head, rows))
-    return _INTERRUPTED if interrupted else 0
+        write_whole(Path(svg_path), picture(head, rows))
+    return INTERRUPTED if interrupted else 0
 
 
 def _at_least_1(values: list[int], name: str) -> list[int]:
@@ -447,15 +421,7 @@ def _bench_status(text: str) -> None:
         sys.stderr.flush()
 
 
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file that appears only when it is complete."""
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_text(text, encoding="utf-8")
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise click.ClickException(f"{path}: {error.strerror}") from error
+_group.add_command(eval_command)
 
 
 # ---- inspect and convert ----
@@ -524,7 +490,7 @@ def _guarded(body: Callable[[], int]) -> int:
         message, code = error.format_message(), error.exit_code
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
-        return _INTERRUPTED
+        return INTERRUPTED
     except ArgumentError as error:
         message, code = str(error), 2
     except MemoryError as error:

@@ -9,90 +9,24 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, Literal, overload
 
 from pyengine._arguments import choice, instance, integer
 from pyengine._bundled import bundled_model
 from pyengine._chat import ChatReply, ChatStream, prepare
+from pyengine._embed import Pooling, Texts, Vectors, embed
 from pyengine._errors import ClosedError
 from pyengine._file import ModelFile
 from pyengine._generate import Generation, Progress, Stream, Turn
+from pyengine._info import ISAS, KV_TYPES, RESIDENT_MODES, EngineInfo, engine_info
 from pyengine._messages import Tool
 from pyengine._native import ClosableHandle, call, ffi, lib
-from pyengine._perplexity import Perplexity, perplexity
+from pyengine._perplexity import Perplexity, text_perplexity
 from pyengine._sampler import MAX_SEED, Sampler, Sampling
 from pyengine._self_test import check_template, check_tokenizer
 from pyengine._session import CancelFlag, Logits, Session, token_array
 from pyengine._template import ChatTemplates
 from pyengine._tokenizer import Tokenizer
-
-_ISAS = {
-    "scalar": lib.PE_ISA_SCALAR,
-    "avx2": lib.PE_ISA_AVX2,
-    "avx_vnni": lib.PE_ISA_AVX_VNNI,
-    "avx512": lib.PE_ISA_AVX512,
-    "neon": lib.PE_ISA_NEON,
-    "dotprod": lib.PE_ISA_DOTPROD,
-    "i8mm": lib.PE_ISA_I8MM,
-}
-_KV_TYPES = {
-    "auto": lib.PE_KV_AUTO,
-    "f32": lib.PE_KV_F32,
-    "f16": lib.PE_KV_F16,
-    "q8_0": lib.PE_KV_Q8_0,
-    "q4_0": lib.PE_KV_Q4_0,
-}
-_RESIDENT_MODES = {
-    "auto": lib.PE_RESIDENT_AUTO,
-    "off": lib.PE_RESIDENT_OFF,
-    "on": lib.PE_RESIDENT_ON,
-}
-_KV_NAMES = {number: name for name, number in _KV_TYPES.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class EngineInfo:
-    """What an engine is and what it holds; sizes in bytes.
-
-    Attributes:
-        architecture: GGUF name, such as ``"llama"``.
-        isa: Instruction set of the kernels that run.
-        n_ctx: Positions a session may hold.
-        n_ctx_train: Positions the model was trained for.
-        kv_type: How keys and values are stored: ``"f32"``, ``"f16"``, ``"q8_0"`` or ``"q4_0"``.
-        weight_bytes: All weights; they stay in the file's mapping.
-        decode_bytes: Weights read to decode one token.
-        scratch_bytes: Working memory taken when the engine opened.
-        kv_page_bytes: Taken per 32 positions of a session.
-        kv_bytes: Held in pages now, by all sessions.
-        kv_bytes_peak: The most that ``kv_bytes`` has been.
-        resident_bytes: Weights kept in memory, interleaved, so far.
-        resident_bytes_goal: And when all that gain by it are; 0 when none are to be.
-        resident_why: Why they are, or are not, in words.
-    """
-
-    architecture: str
-    isa: str
-    n_vocab: int
-    n_ctx: int
-    n_ctx_train: int
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    n_threads: int
-    n_batch: int
-    kv_type: str
-    weight_bytes: int
-    decode_bytes: int
-    scratch_bytes: int
-    kv_page_bytes: int
-    kv_bytes: int
-    kv_bytes_peak: int
-    resident_bytes: int
-    resident_bytes_goal: int
-    resident_why: str
 
 
 class Engine(ClosableHandle):
@@ -109,10 +43,12 @@ class Engine(ClosableHandle):
         n_ctx: Positions a session may hold, up to what the model was trained for, which
             is the default. Memory is taken only as positions fill.
         n_threads: Threads that compute, the caller's included; default: usable cores.
-        n_batch: Tokens per pass, 256 by default; more needs more working memory.
+        n_batch: Tokens per pass, 256 by default; more needs more working memory. An encoder
+            needs a whole text in one pass: there it bounds the context, and the default is
+            the context's size, up to 2048.
         kv_type: ``"f32"``, ``"f16"``, ``"q8_0"`` or ``"q4_0"``; ``"auto"`` is f32 for F32
                 models, else f16. docs/ACCURACY.md says what each costs.
-        max_kv_bytes: Bound on the KV pages of all sessions together.
+        max_kv_bytes: Bound on the KV pages and recurrent states of all sessions together.
         resident: Whether weights move from the file's mapping to memory of this process,
             interleaved as decoding reads them fastest: ``"auto"`` where it helps and no
             more than three quarters of the available memory are needed, a share after each
@@ -164,9 +100,9 @@ class Engine(ClosableHandle):
         params.n_threads = _positive("n_threads", n_threads, 2**32 - 1)
         params.n_batch = _positive("n_batch", n_batch, 2**32 - 1)
         params.max_kv_bytes = _positive("max_kv_bytes", max_kv_bytes, 2**64 - 1)
-        params.isa = lib.PE_ISA_BEST if isa is None else choice("isa", isa, _ISAS)
-        params.kv_type = choice("kv_type", kv_type, _KV_TYPES)
-        params.resident = choice("resident", resident, _RESIDENT_MODES)
+        params.isa = lib.PE_ISA_BEST if isa is None else choice("isa", isa, ISAS)
+        params.kv_type = choice("kv_type", kv_type, KV_TYPES)
+        params.resident = choice("resident", resident, RESIDENT_MODES)
 
         self.file = ModelFile(bundled_model() if path is None else path)
         try:
@@ -238,12 +174,7 @@ class Engine(ClosableHandle):
         raw = ffi.new("pe_engine_info *")
         with self.lock:
             lib.pe_engine_describe(raw, self.handle)
-            fields = {name: getattr(raw, name) for name in EngineInfo.__slots__}
-            fields["architecture"] = ffi.string(raw.architecture).decode()
-            fields["isa"] = ffi.string(raw.isa).decode()
-            fields["resident_why"] = ffi.string(raw.resident_why).decode()
-        fields["kv_type"] = _KV_NAMES[raw.kv_type]
-        return EngineInfo(**fields)
+            return engine_info(raw)
 
     # ---- tokens ----
 
@@ -307,7 +238,72 @@ class Engine(ClosableHandle):
         Raises:
             ArgumentError: The text is shorter than a window, or the window is impossible.
         """
-        return perplexity(self, text, window, progress)
+        return text_perplexity(self, text, window, progress)
+
+    # ---- embedding ----
+
+    @overload
+    def embed(
+        self,
+        texts: Texts,
+        *,
+        pooling: Literal["mean", "cls", "last"] | None = None,
+        normalize: bool = True,
+        parse_special: bool = False,
+        cancel: CancelFlag | None = None,
+        progress: Progress | None = None,
+    ) -> Vectors: ...
+
+    @overload
+    def embed(
+        self,
+        texts: Texts,
+        *,
+        pooling: Literal["none"],
+        normalize: bool = True,
+        parse_special: bool = False,
+        cancel: CancelFlag | None = None,
+        progress: Progress | None = None,
+    ) -> list[Vectors]: ...
+
+    def embed(
+        self,
+        texts: Texts,
+        *,
+        pooling: Pooling | None = None,
+        normalize: bool = True,
+        parse_special: bool = False,
+        cancel: CancelFlag | None = None,
+        progress: Progress | None = None,
+    ) -> Vectors | list[Vectors]:
+        """Turns texts into vectors: what lies behind the model's last norm, pooled.
+
+        Many texts go through the model together, and a text's vector has the same bits
+        whatever stands beside it. No text is cut: one that is too long is an error.
+
+        Args:
+            texts: A text, or a sequence of texts, or of sequences of token ids. Texts get the
+                begin and end tokens that the model asks for, ids are taken as they are.
+            pooling: ``"mean"``, ``"cls"`` (the first token) or ``"last"``; ``"none"`` for a
+                vector of each token; None: as the file says.
+            normalize: Divide each vector by its length.
+            parse_special: Read control tokens written in a text as such.
+            cancel: Stops the call from another thread.
+            progress: Called with texts done and in all.
+
+        Returns:
+            Float32 ``[len(texts), d_model]``; without pooling a list of
+            ``[len(tokens), d_model]``.
+
+        Raises:
+            ArgumentError: A text is empty or not a text, named by its index; or the file
+                names no pooling and none is given.
+            ContextFullError: A text is longer than ``n_ctx``, named by its index.
+            NumericError: The model produced NaN or infinity, named by the text's index.
+            OutOfMemoryError: Memory or the KV budget is spent.
+            CancelledError: ``cancel`` was raised.
+        """
+        return embed(self, texts, pooling, normalize, parse_special, cancel, progress)
 
     # ---- generation ----
 

@@ -10,6 +10,7 @@
     |-- ChatTemplateError(ValueError)        no chat template, or one that is broken or refuses
     |-- ConversionError(ValueError)          a checkpoint cannot become a GGUF file
     |-- DownloadError(OSError)               a checkpoint cannot be fetched
+    |-- TaskFileError(ValueError)            a file of questions is missing or not as expected
     |-- ContextFullError(ValueError)         more tokens than the context holds
     |-- OutOfMemoryError(MemoryError)        memory, or the KV budget, is spent
     |-- NumericError(ArithmeticError)        NaN or infinity where a number was expected
@@ -59,6 +60,10 @@ class ConversionError(PyengineError, ValueError):
 
 class DownloadError(PyengineError, OSError):
     """A checkpoint cannot be fetched from the hub."""
+
+
+class TaskFileError(PyengineError, ValueError):
+    """A file of questions cannot be read, or a line of it is not as expected."""
 
 
 class ContextFullError(PyengineError, ValueError):

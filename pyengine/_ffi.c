@@ -583,169 +583,180 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // float *
-/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 139), // float const *
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 147), // float *
+/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 147), // float const *
 /*  3 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t const *
 /*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
 /*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 146), // pe_error *
+/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // pe_error *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
 /*  9 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 10 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // void const *
+/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // void const *
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 13 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
-/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 142), // pe_dtype_info *
+/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
+/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 150), // pe_dtype_info *
 /* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 18 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
+/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
 /* 21 */ _CFFI_OP(_CFFI_OP_POINTER, 27), // pe_engine * *
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // pe_file *
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 145), // pe_engine_params const *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // pe_file *
+/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 154), // pe_engine_params const *
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
-/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 143), // pe_engine *
-/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 147), // pe_feed const *
+/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
+/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 152), // pe_engine *
+/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // pe_feed const *
 /* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 140), // int32_t const *
+/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // int32_t const *
 /* 31 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_file * *, char const *, pe_error *)
-/* 34 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // pe_file * *
-/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 136), // char const *
-/* 36 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 37 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 38 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_file const *, pe_error *)
-/* 39 */ _CFFI_OP(_CFFI_OP_POINTER, 148), // pe_file const *
-/* 40 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 42 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
-/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 152), // pe_meta *
-/* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 39),
-/* 45 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 46 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 47 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 48 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
-/* 49 */ _CFFI_OP(_CFFI_OP_POINTER, 57), // pe_sampler * *
-/* 50 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // pe_sampler_params const *
-/* 51 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
-/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_engine *, pe_text const *, uint32_t, pe_embed_params const *, int32_t const *, pe_error *)
+/* 34 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 170), // pe_text const *
+/* 36 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 151), // pe_embed_params const *
+/* 38 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
+/* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_file * *, char const *, pe_error *)
+/* 42 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // pe_file * *
+/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // char const *
+/* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_file const *, pe_error *)
+/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // pe_file const *
+/* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 161), // pe_meta *
+/* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
-/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // pe_sampler *
-/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
-/* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 60 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 61 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_session * *, pe_engine *, pe_error *)
-/* 64 */ _CFFI_OP(_CFFI_OP_POINTER, 70), // pe_session * *
-/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 66 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 67 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 68 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_session * *, pe_session *, pe_error *)
-/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 64),
-/* 70 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // pe_session *
-/* 71 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 73 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_session *, uint32_t, pe_error *)
-/* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 70),
-/* 75 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 76 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 77 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 78 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
-/* 79 */ _CFFI_OP(_CFFI_OP_POINTER, 159), // pe_tensor_info *
-/* 80 */ _CFFI_OP(_CFFI_OP_NOOP, 39),
-/* 81 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 83 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
-/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 58),
-/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 87 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
+/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 65), // pe_sampler * *
+/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // pe_sampler_params const *
+/* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
+/* 65 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // pe_sampler *
+/* 66 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
+/* 67 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_session * *, pe_engine *, pe_error *)
+/* 72 */ _CFFI_OP(_CFFI_OP_POINTER, 78), // pe_session * *
+/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 75 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_session * *, pe_session *, pe_error *)
+/* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 72),
+/* 78 */ _CFFI_OP(_CFFI_OP_POINTER, 167), // pe_session *
+/* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_session *, uint32_t, pe_error *)
+/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
+/* 83 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 86 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
+/* 87 */ _CFFI_OP(_CFFI_OP_POINTER, 169), // pe_tensor_info *
+/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 158), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
-/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // void *
-/* 94 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 95 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 96 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
-/* 100 */ _CFFI_OP(_CFFI_OP_POINTER, 157), // pe_session const *
-/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 102 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
-/* 103 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
-/* 105 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // pe_sampler const *
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
+/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 66),
+/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 95 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 97 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 98 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION, 168), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
+/* 101 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // void *
+/* 102 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 104 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 105 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_engine *)
-/* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
+/* 108 */ _CFFI_OP(_CFFI_OP_POINTER, 167), // pe_session const *
 /* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_engine_info *, pe_engine *)
-/* 111 */ _CFFI_OP(_CFFI_OP_POINTER, 144), // pe_engine_info *
-/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_file *)
-/* 115 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_file_info *, pe_file const *)
-/* 118 */ _CFFI_OP(_CFFI_OP_POINTER, 149), // pe_file_info *
-/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 39),
-/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_sampler *)
-/* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_sampler *, uint32_t)
-/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_sampler *, uint64_t)
-/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 57),
-/* 130 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
+/* 111 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
+/* 113 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // pe_sampler const *
+/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_engine *)
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_engine_info *, pe_engine *)
+/* 119 */ _CFFI_OP(_CFFI_OP_POINTER, 153), // pe_engine_info *
+/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_file *)
+/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_file_info *, pe_file const *)
+/* 126 */ _CFFI_OP(_CFFI_OP_POINTER, 158), // pe_file_info *
+/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_sampler *)
+/* 130 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
 /* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION, 162), // void()(pe_session *)
-/* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 70),
-/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 135 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
-/* 136 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 137 */ _CFFI_OP(_CFFI_OP_ARRAY, 136), // char[508]
-/* 138 */ (_cffi_opcode_t)(508),
-/* 139 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
-/* 140 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
-/* 141 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
-/* 142 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
-/* 143 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_engine
-/* 144 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine_info
-/* 145 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_params
-/* 146 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_error
-/* 147 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_feed
-/* 148 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_file
-/* 149 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file_info
-/* 150 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
-/* 151 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
-/* 152 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_meta
-/* 153 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
-/* 154 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_resident_mode
-/* 155 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_sampler
-/* 156 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_sampler_params
-/* 157 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_session
-/* 158 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_status
-/* 159 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_tensor_info
-/* 160 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
-/* 161 */ (_cffi_opcode_t)(4),
-/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_sampler *, uint32_t)
+/* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
+/* 134 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_sampler *, uint64_t)
+/* 137 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
+/* 138 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION, 173), // void()(pe_session *)
+/* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
+/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 143 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
+/* 144 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 145 */ _CFFI_OP(_CFFI_OP_ARRAY, 144), // char[508]
+/* 146 */ (_cffi_opcode_t)(508),
+/* 147 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
+/* 148 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
+/* 149 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
+/* 150 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
+/* 151 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_embed_params
+/* 152 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine
+/* 153 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_info
+/* 154 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_engine_params
+/* 155 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_error
+/* 156 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_feed
+/* 157 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file
+/* 158 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_file_info
+/* 159 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
+/* 160 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
+/* 161 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_meta
+/* 162 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
+/* 163 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_pooling
+/* 164 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_resident_mode
+/* 165 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_sampler
+/* 166 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_sampler_params
+/* 167 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_session
+/* 168 */ _CFFI_OP(_CFFI_OP_ENUM, 6), // pe_status
+/* 169 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 13), // pe_tensor_info
+/* 170 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 14), // pe_text
+/* 171 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
+/* 172 */ (_cffi_opcode_t)(4),
+/* 173 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_PE_DTYPE_F32(unsigned long long *o)
@@ -1042,6 +1053,41 @@ static int _cffi_const_PE_META_F64(unsigned long long *o)
   return n;
 }
 
+static int _cffi_const_PE_POOLING_NONE(unsigned long long *o)
+{
+  int n = (PE_POOLING_NONE) <= 0;
+  *o = (unsigned long long)((PE_POOLING_NONE) | 0);  /* check that PE_POOLING_NONE is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_POOLING_MEAN(unsigned long long *o)
+{
+  int n = (PE_POOLING_MEAN) <= 0;
+  *o = (unsigned long long)((PE_POOLING_MEAN) | 0);  /* check that PE_POOLING_MEAN is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_POOLING_CLS(unsigned long long *o)
+{
+  int n = (PE_POOLING_CLS) <= 0;
+  *o = (unsigned long long)((PE_POOLING_CLS) | 0);  /* check that PE_POOLING_CLS is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_POOLING_LAST(unsigned long long *o)
+{
+  int n = (PE_POOLING_LAST) <= 0;
+  *o = (unsigned long long)((PE_POOLING_LAST) | 0);  /* check that PE_POOLING_LAST is an integer */
+  return n;
+}
+
+static int _cffi_const_PE_POOLING_UNSAID(unsigned long long *o)
+{
+  int n = (PE_POOLING_UNSAID) <= 0;
+  *o = (unsigned long long)((PE_POOLING_UNSAID) | 0);  /* check that PE_POOLING_UNSAID is an integer */
+  return n;
+}
+
 static int _cffi_const_PE_RESIDENT_AUTO(unsigned long long *o)
 {
   int n = (PE_RESIDENT_AUTO) <= 0;
@@ -1220,7 +1266,7 @@ _cffi_f_pe_dequantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1279,7 +1325,7 @@ _cffi_f_pe_dtype_describe(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1342,10 +1388,10 @@ _cffi_f_pe_engine_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(111), arg0, (char **)&x0);
+      _cffi_type(119), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_engine_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(111), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(119), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1372,6 +1418,98 @@ _cffi_f_pe_engine_describe(PyObject *self, PyObject *args)
 }
 #else
 #  define _cffi_f_pe_engine_describe _cffi_d_pe_engine_describe
+#endif
+
+static pe_status _cffi_d_pe_engine_embed(pe_engine * x0, pe_text const * x1, uint32_t x2, pe_embed_params const * x3, int32_t const * x4, pe_error * x5)
+{
+  return pe_engine_embed(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_engine_embed(PyObject *self, PyObject *args)
+{
+  pe_engine * x0;
+  pe_text const * x1;
+  uint32_t x2;
+  pe_embed_params const * x3;
+  int32_t const * x4;
+  pe_error * x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "pe_engine_embed", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(27), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_engine *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(27), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(35), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (pe_text const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(35), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, uint32_t);
+  if (x2 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(37), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (pe_embed_params const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(37), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(30), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(30), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg5, (char **)&x5);
+  if (datasize != 0) {
+    x5 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg5, (char **)&x5,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_engine_embed(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_engine_embed _cffi_d_pe_engine_embed
 #endif
 
 static pe_status _cffi_d_pe_engine_forward(pe_engine * x0, pe_feed const * x1, uint32_t x2, int32_t const * x3, pe_error * x4)
@@ -1447,7 +1585,7 @@ _cffi_f_pe_engine_forward(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1522,7 +1660,7 @@ _cffi_f_pe_engine_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1551,10 +1689,10 @@ _cffi_f_pe_file_check(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(39), arg0, (char **)&x0);
+      _cffi_type(47), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_file const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(39), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(47), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1575,7 +1713,7 @@ _cffi_f_pe_file_check(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1638,19 +1776,19 @@ _cffi_f_pe_file_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(118), arg0, (char **)&x0);
+      _cffi_type(126), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_file_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(118), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(126), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(39), arg1, (char **)&x1);
+      _cffi_type(47), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_file const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(39), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(47), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1695,19 +1833,19 @@ _cffi_f_pe_file_meta(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(43), arg0, (char **)&x0);
+      _cffi_type(51), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_meta *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(43), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(51), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(39), arg1, (char **)&x1);
+      _cffi_type(47), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_file const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(39), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(47), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1732,7 +1870,7 @@ _cffi_f_pe_file_meta(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1763,19 +1901,19 @@ _cffi_f_pe_file_open(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(34), arg0, (char **)&x0);
+      _cffi_type(42), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_file * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(34), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(42), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(35), arg1, (char **)&x1);
+      _cffi_type(43), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (char const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(35), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(43), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1796,7 +1934,7 @@ _cffi_f_pe_file_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1829,19 +1967,19 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(79), arg0, (char **)&x0);
+      _cffi_type(87), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_tensor_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(79), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(87), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(39), arg1, (char **)&x1);
+      _cffi_type(47), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_file const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(39), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(47), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1866,7 +2004,7 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1953,7 +2091,7 @@ _cffi_f_pe_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1988,10 +2126,10 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(93), arg0, (char **)&x0);
+      _cffi_type(101), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(93), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(101), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2029,7 +2167,7 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2056,10 +2194,10 @@ _cffi_f_pe_sampler_accept(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(65), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2096,10 +2234,10 @@ _cffi_f_pe_sampler_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(65), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2148,19 +2286,19 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(49), arg0, (char **)&x0);
+      _cffi_type(57), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(49), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(50), arg1, (char **)&x1);
+      _cffi_type(58), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_sampler_params const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(50), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(58), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2203,7 +2341,7 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2238,19 +2376,19 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(65), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg1, (char **)&x1);
+      _cffi_type(66), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(66), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2284,7 +2422,7 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2311,10 +2449,10 @@ _cffi_f_pe_sampler_set_state(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(65), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2353,10 +2491,10 @@ _cffi_f_pe_sampler_state(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(105), arg0, (char **)&x0);
+      _cffi_type(113), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(105), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(113), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2399,19 +2537,19 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(64), arg0, (char **)&x0);
+      _cffi_type(72), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(64), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(72), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(70), arg1, (char **)&x1);
+      _cffi_type(78), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(70), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(78), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2432,7 +2570,7 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2453,10 +2591,10 @@ _cffi_f_pe_session_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(70), arg0, (char **)&x0);
+      _cffi_type(78), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(70), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(78), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2491,10 +2629,10 @@ _cffi_f_pe_session_n_tokens(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(100), arg0, (char **)&x0);
+      _cffi_type(108), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(100), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(108), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2537,10 +2675,10 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(64), arg0, (char **)&x0);
+      _cffi_type(72), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(64), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(72), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2570,7 +2708,7 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2601,10 +2739,10 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(70), arg0, (char **)&x0);
+      _cffi_type(78), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(70), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(78), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2629,7 +2767,7 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2666,10 +2804,10 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg0, (char **)&x0);
+      _cffi_type(66), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(66), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2716,7 +2854,7 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(158));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(168));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2756,6 +2894,18 @@ static void _cffi_checkfld__pe_dtype_info(pe_dtype_info *p)
 struct _cffi_align__pe_dtype_info { char x; pe_dtype_info y; };
 
 _CFFI_UNUSED_FN
+static void _cffi_checkfld__pe_embed_params(pe_embed_params *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->struct_bytes) | 0);  /* check that 'pe_embed_params.struct_bytes' is an integer */
+  (void)((p->pooling) | 0);  /* check that 'pe_embed_params.pooling' is an integer */
+  (void)((p->normalize) | 0);  /* check that 'pe_embed_params.normalize' is an integer */
+  (void)((p->first) | 0);  /* check that 'pe_embed_params.first' is an integer */
+}
+struct _cffi_align__pe_embed_params { char x; pe_embed_params y; };
+
+_CFFI_UNUSED_FN
 static void _cffi_checkfld__pe_engine_info(pe_engine_info *p)
 {
   /* only to generate compile-time warnings or errors */
@@ -2778,9 +2928,12 @@ static void _cffi_checkfld__pe_engine_info(pe_engine_info *p)
   (void)((p->kv_page_bytes) | 0);  /* check that 'pe_engine_info.kv_page_bytes' is an integer */
   (void)((p->kv_bytes) | 0);  /* check that 'pe_engine_info.kv_bytes' is an integer */
   (void)((p->kv_bytes_peak) | 0);  /* check that 'pe_engine_info.kv_bytes_peak' is an integer */
+  (void)((p->is_encoder) | 0);  /* check that 'pe_engine_info.is_encoder' is an integer */
+  (void)((p->pooling) | 0);  /* check that 'pe_engine_info.pooling' is an integer */
   (void)((p->resident_bytes) | 0);  /* check that 'pe_engine_info.resident_bytes' is an integer */
   (void)((p->resident_bytes_goal) | 0);  /* check that 'pe_engine_info.resident_bytes_goal' is an integer */
   { char const * *tmp = &p->resident_why; (void)tmp; }
+  (void)((p->state_bytes) | 0);  /* check that 'pe_engine_info.state_bytes' is an integer */
 }
 struct _cffi_align__pe_engine_info { char x; pe_engine_info y; };
 
@@ -2887,6 +3040,17 @@ static void _cffi_checkfld__pe_tensor_info(pe_tensor_info *p)
 }
 struct _cffi_align__pe_tensor_info { char x; pe_tensor_info y; };
 
+_CFFI_UNUSED_FN
+static void _cffi_checkfld__pe_text(pe_text *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  { uint32_t const * *tmp = &p->tokens; (void)tmp; }
+  (void)((p->n_tokens) | 0);  /* check that 'pe_text.n_tokens' is an integer */
+  { float * *tmp = &p->vectors; (void)tmp; }
+}
+struct _cffi_align__pe_text { char x; pe_text y; };
+
 static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_API_VERSION", (void *)_cffi_const_PE_API_VERSION, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
   { "PE_DTYPE_BF16", (void *)_cffi_const_PE_DTYPE_BF16, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
@@ -2941,42 +3105,48 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_META_U8", (void *)_cffi_const_PE_META_U8, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_OK", (void *)_cffi_const_PE_OK, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_PAGE_TOKENS", (void *)_cffi_const_PE_PAGE_TOKENS, _CFFI_OP(_CFFI_OP_CONSTANT_INT, -1), (void *)0 },
+  { "PE_POOLING_CLS", (void *)_cffi_const_PE_POOLING_CLS, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_POOLING_LAST", (void *)_cffi_const_PE_POOLING_LAST, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_POOLING_MEAN", (void *)_cffi_const_PE_POOLING_MEAN, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_POOLING_NONE", (void *)_cffi_const_PE_POOLING_NONE, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
+  { "PE_POOLING_UNSAID", (void *)_cffi_const_PE_POOLING_UNSAID, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_AUTO", (void *)_cffi_const_PE_RESIDENT_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_OFF", (void *)_cffi_const_PE_RESIDENT_OFF, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_ON", (void *)_cffi_const_PE_RESIDENT_ON, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 102), (void *)_cffi_d_pe_api_version },
+  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 110), (void *)_cffi_d_pe_api_version },
   { "pe_dequantize", (void *)_cffi_f_pe_dequantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 8), (void *)_cffi_d_pe_dequantize },
   { "pe_dtype_describe", (void *)_cffi_f_pe_dtype_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_pe_dtype_describe },
-  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 107), (void *)_cffi_d_pe_engine_close },
-  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 110), (void *)_cffi_d_pe_engine_describe },
+  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 115), (void *)_cffi_d_pe_engine_close },
+  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 118), (void *)_cffi_d_pe_engine_describe },
+  { "pe_engine_embed", (void *)_cffi_f_pe_engine_embed, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 33), (void *)_cffi_d_pe_engine_embed },
   { "pe_engine_forward", (void *)_cffi_f_pe_engine_forward, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_pe_engine_forward },
   { "pe_engine_open", (void *)_cffi_f_pe_engine_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 20), (void *)_cffi_d_pe_engine_open },
-  { "pe_file_check", (void *)_cffi_f_pe_file_check, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 38), (void *)_cffi_d_pe_file_check },
-  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 114), (void *)_cffi_d_pe_file_close },
-  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 117), (void *)_cffi_d_pe_file_describe },
-  { "pe_file_meta", (void *)_cffi_f_pe_file_meta, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 42), (void *)_cffi_d_pe_file_meta },
-  { "pe_file_open", (void *)_cffi_f_pe_file_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 33), (void *)_cffi_d_pe_file_open },
-  { "pe_file_tensor", (void *)_cffi_f_pe_file_tensor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 78), (void *)_cffi_d_pe_file_tensor },
+  { "pe_file_check", (void *)_cffi_f_pe_file_check, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_pe_file_check },
+  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 122), (void *)_cffi_d_pe_file_close },
+  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 125), (void *)_cffi_d_pe_file_describe },
+  { "pe_file_meta", (void *)_cffi_f_pe_file_meta, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_pe_file_meta },
+  { "pe_file_open", (void *)_cffi_f_pe_file_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_pe_file_open },
+  { "pe_file_tensor", (void *)_cffi_f_pe_file_tensor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 86), (void *)_cffi_d_pe_file_tensor },
   { "pe_logprobs", (void *)_cffi_f_pe_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_pe_logprobs },
-  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 92), (void *)_cffi_d_pe_quantize },
-  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_pe_sampler_accept },
-  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 121), (void *)_cffi_d_pe_sampler_free },
-  { "pe_sampler_new", (void *)_cffi_f_pe_sampler_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 48), (void *)_cffi_d_pe_sampler_new },
-  { "pe_sampler_pick", (void *)_cffi_f_pe_sampler_pick, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 56), (void *)_cffi_d_pe_sampler_pick },
-  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 128), (void *)_cffi_d_pe_sampler_set_state },
-  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 104), (void *)_cffi_d_pe_sampler_state },
-  { "pe_session_fork", (void *)_cffi_f_pe_session_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 68), (void *)_cffi_d_pe_session_fork },
-  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 132), (void *)_cffi_d_pe_session_free },
-  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 99), (void *)_cffi_d_pe_session_n_tokens },
-  { "pe_session_new", (void *)_cffi_f_pe_session_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 63), (void *)_cffi_d_pe_session_new },
-  { "pe_session_rewind", (void *)_cffi_f_pe_session_rewind, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 73), (void *)_cffi_d_pe_session_rewind },
-  { "pe_top_logprobs", (void *)_cffi_f_pe_top_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 84), (void *)_cffi_d_pe_top_logprobs },
+  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 100), (void *)_cffi_d_pe_quantize },
+  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 132), (void *)_cffi_d_pe_sampler_accept },
+  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 129), (void *)_cffi_d_pe_sampler_free },
+  { "pe_sampler_new", (void *)_cffi_f_pe_sampler_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 56), (void *)_cffi_d_pe_sampler_new },
+  { "pe_sampler_pick", (void *)_cffi_f_pe_sampler_pick, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 64), (void *)_cffi_d_pe_sampler_pick },
+  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 136), (void *)_cffi_d_pe_sampler_set_state },
+  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 112), (void *)_cffi_d_pe_sampler_state },
+  { "pe_session_fork", (void *)_cffi_f_pe_session_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 76), (void *)_cffi_d_pe_session_fork },
+  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 140), (void *)_cffi_d_pe_session_free },
+  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 107), (void *)_cffi_d_pe_session_n_tokens },
+  { "pe_session_new", (void *)_cffi_f_pe_session_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 71), (void *)_cffi_d_pe_session_new },
+  { "pe_session_rewind", (void *)_cffi_f_pe_session_rewind, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_pe_session_rewind },
+  { "pe_top_logprobs", (void *)_cffi_f_pe_top_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 92), (void *)_cffi_d_pe_top_logprobs },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
   { "name", offsetof(pe_dtype_info, name),
             sizeof(((pe_dtype_info *)0)->name),
-            _CFFI_OP(_CFFI_OP_NOOP, 35) },
+            _CFFI_OP(_CFFI_OP_NOOP, 43) },
   { "block_weights", offsetof(pe_dtype_info, block_weights),
                      sizeof(((pe_dtype_info *)0)->block_weights),
                      _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -2985,16 +3155,28 @@ static const struct _cffi_field_s _cffi_fields[] = {
                    _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "can_compute", offsetof(pe_dtype_info, can_compute),
                    sizeof(((pe_dtype_info *)0)->can_compute),
-                   _CFFI_OP(_CFFI_OP_NOOP, 135) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 143) },
   { "can_quantize", offsetof(pe_dtype_info, can_quantize),
                     sizeof(((pe_dtype_info *)0)->can_quantize),
-                    _CFFI_OP(_CFFI_OP_NOOP, 135) },
+                    _CFFI_OP(_CFFI_OP_NOOP, 143) },
+  { "struct_bytes", offsetof(pe_embed_params, struct_bytes),
+                    sizeof(((pe_embed_params *)0)->struct_bytes),
+                    _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "pooling", offsetof(pe_embed_params, pooling),
+               sizeof(((pe_embed_params *)0)->pooling),
+               _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "normalize", offsetof(pe_embed_params, normalize),
+                 sizeof(((pe_embed_params *)0)->normalize),
+                 _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "first", offsetof(pe_embed_params, first),
+             sizeof(((pe_embed_params *)0)->first),
+             _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "architecture", offsetof(pe_engine_info, architecture),
                     sizeof(((pe_engine_info *)0)->architecture),
-                    _CFFI_OP(_CFFI_OP_NOOP, 35) },
+                    _CFFI_OP(_CFFI_OP_NOOP, 43) },
   { "isa", offsetof(pe_engine_info, isa),
            sizeof(((pe_engine_info *)0)->isa),
-           _CFFI_OP(_CFFI_OP_NOOP, 35) },
+           _CFFI_OP(_CFFI_OP_NOOP, 43) },
   { "n_vocab", offsetof(pe_engine_info, n_vocab),
                sizeof(((pe_engine_info *)0)->n_vocab),
                _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3043,6 +3225,12 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "kv_bytes_peak", offsetof(pe_engine_info, kv_bytes_peak),
                      sizeof(((pe_engine_info *)0)->kv_bytes_peak),
                      _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "is_encoder", offsetof(pe_engine_info, is_encoder),
+                  sizeof(((pe_engine_info *)0)->is_encoder),
+                  _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "pooling", offsetof(pe_engine_info, pooling),
+               sizeof(((pe_engine_info *)0)->pooling),
+               _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "resident_bytes", offsetof(pe_engine_info, resident_bytes),
                       sizeof(((pe_engine_info *)0)->resident_bytes),
                       _CFFI_OP(_CFFI_OP_NOOP, 4) },
@@ -3051,7 +3239,10 @@ static const struct _cffi_field_s _cffi_fields[] = {
                            _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "resident_why", offsetof(pe_engine_info, resident_why),
                     sizeof(((pe_engine_info *)0)->resident_why),
-                    _CFFI_OP(_CFFI_OP_NOOP, 35) },
+                    _CFFI_OP(_CFFI_OP_NOOP, 43) },
+  { "state_bytes", offsetof(pe_engine_info, state_bytes),
+                   sizeof(((pe_engine_info *)0)->state_bytes),
+                   _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "struct_bytes", offsetof(pe_engine_params, struct_bytes),
                     sizeof(((pe_engine_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3078,13 +3269,13 @@ static const struct _cffi_field_s _cffi_fields[] = {
                     _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "code", offsetof(pe_error, code),
             sizeof(((pe_error *)0)->code),
-            _CFFI_OP(_CFFI_OP_NOOP, 140) },
+            _CFFI_OP(_CFFI_OP_NOOP, 148) },
   { "message", offsetof(pe_error, message),
                sizeof(((pe_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 137) },
+               _CFFI_OP(_CFFI_OP_NOOP, 145) },
   { "session", offsetof(pe_feed, session),
                sizeof(((pe_feed *)0)->session),
-               _CFFI_OP(_CFFI_OP_NOOP, 70) },
+               _CFFI_OP(_CFFI_OP_NOOP, 78) },
   { "tokens", offsetof(pe_feed, tokens),
               sizeof(((pe_feed *)0)->tokens),
               _CFFI_OP(_CFFI_OP_NOOP, 3) },
@@ -3117,7 +3308,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
                     _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "key", offsetof(pe_meta, key),
            sizeof(((pe_meta *)0)->key),
-           _CFFI_OP(_CFFI_OP_NOOP, 35) },
+           _CFFI_OP(_CFFI_OP_NOOP, 43) },
   { "key_bytes", offsetof(pe_meta, key_bytes),
                  sizeof(((pe_meta *)0)->key_bytes),
                  _CFFI_OP(_CFFI_OP_NOOP, 4) },
@@ -3141,25 +3332,25 @@ static const struct _cffi_field_s _cffi_fields[] = {
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "temperature", offsetof(pe_sampler_params, temperature),
                    sizeof(((pe_sampler_params *)0)->temperature),
-                   _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "top_k", offsetof(pe_sampler_params, top_k),
              sizeof(((pe_sampler_params *)0)->top_k),
              _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "top_p", offsetof(pe_sampler_params, top_p),
              sizeof(((pe_sampler_params *)0)->top_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 139) },
+             _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "min_p", offsetof(pe_sampler_params, min_p),
              sizeof(((pe_sampler_params *)0)->min_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 139) },
+             _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "repeat_penalty", offsetof(pe_sampler_params, repeat_penalty),
                       sizeof(((pe_sampler_params *)0)->repeat_penalty),
-                      _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                      _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "presence_penalty", offsetof(pe_sampler_params, presence_penalty),
                         sizeof(((pe_sampler_params *)0)->presence_penalty),
-                        _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                        _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "frequency_penalty", offsetof(pe_sampler_params, frequency_penalty),
                          sizeof(((pe_sampler_params *)0)->frequency_penalty),
-                         _CFFI_OP(_CFFI_OP_NOOP, 139) },
+                         _CFFI_OP(_CFFI_OP_NOOP, 147) },
   { "penalty_window", offsetof(pe_sampler_params, penalty_window),
                       sizeof(((pe_sampler_params *)0)->penalty_window),
                       _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3168,7 +3359,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "name", offsetof(pe_tensor_info, name),
             sizeof(((pe_tensor_info *)0)->name),
-            _CFFI_OP(_CFFI_OP_NOOP, 35) },
+            _CFFI_OP(_CFFI_OP_NOOP, 43) },
   { "name_bytes", offsetof(pe_tensor_info, name_bytes),
                   sizeof(((pe_tensor_info *)0)->name_bytes),
                   _CFFI_OP(_CFFI_OP_NOOP, 4) },
@@ -3180,7 +3371,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "dims", offsetof(pe_tensor_info, dims),
             sizeof(((pe_tensor_info *)0)->dims),
-            _CFFI_OP(_CFFI_OP_NOOP, 160) },
+            _CFFI_OP(_CFFI_OP_NOOP, 171) },
   { "data", offsetof(pe_tensor_info, data),
             sizeof(((pe_tensor_info *)0)->data),
             _CFFI_OP(_CFFI_OP_NOOP, 11) },
@@ -3193,76 +3384,94 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "part", offsetof(pe_tensor_info, part),
             sizeof(((pe_tensor_info *)0)->part),
             _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "tokens", offsetof(pe_text, tokens),
+              sizeof(((pe_text *)0)->tokens),
+              _CFFI_OP(_CFFI_OP_NOOP, 3) },
+  { "n_tokens", offsetof(pe_text, n_tokens),
+                sizeof(((pe_text *)0)->n_tokens),
+                _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "vectors", offsetof(pe_text, vectors),
+               sizeof(((pe_text *)0)->vectors),
+               _CFFI_OP(_CFFI_OP_NOOP, 1) },
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pe_dtype_info", 142, _CFFI_F_CHECK_FIELDS,
+  { "pe_dtype_info", 150, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_dtype_info), offsetof(struct _cffi_align__pe_dtype_info, y), 0, 5 },
-  { "pe_engine", 143, _CFFI_F_OPAQUE,
+  { "pe_embed_params", 151, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_embed_params), offsetof(struct _cffi_align__pe_embed_params, y), 5, 4 },
+  { "pe_engine", 152, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_engine_info", 144, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 5, 21 },
-  { "pe_engine_params", 145, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 26, 8 },
-  { "pe_error", 146, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 34, 2 },
-  { "pe_feed", 147, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 36, 5 },
-  { "pe_file", 148, _CFFI_F_OPAQUE,
+  { "pe_engine_info", 153, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 9, 24 },
+  { "pe_engine_params", 154, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 33, 8 },
+  { "pe_error", 155, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 41, 2 },
+  { "pe_feed", 156, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 43, 5 },
+  { "pe_file", 157, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_file_info", 149, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 41, 6 },
-  { "pe_meta", 152, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 47, 7 },
-  { "pe_sampler", 155, _CFFI_F_OPAQUE,
+  { "pe_file_info", 158, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 48, 6 },
+  { "pe_meta", 161, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 54, 7 },
+  { "pe_sampler", 165, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_sampler_params", 156, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 54, 10 },
-  { "pe_session", 157, _CFFI_F_OPAQUE,
+  { "pe_sampler_params", 166, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 61, 10 },
+  { "pe_session", 167, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_tensor_info", 159, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 64, 9 },
+  { "pe_tensor_info", 169, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 71, 9 },
+  { "pe_text", 170, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_text), offsetof(struct _cffi_align__pe_text, y), 80, 3 },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "pe_dtype", 141, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
+  { "pe_dtype", 149, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
     "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q5_0,PE_DTYPE_Q5_1,PE_DTYPE_Q8_0,PE_DTYPE_Q2_K,"
     "PE_DTYPE_Q3_K,PE_DTYPE_Q4_K,PE_DTYPE_Q5_K,PE_DTYPE_Q6_K,PE_DTYPE_IQ4_NL,PE_DTYPE_IQ4_XS,PE_DTYPE_BF16,"
     "PE_DTYPE_MXFP4" },
-  { "pe_isa", 150, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
+  { "pe_isa", 159, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
     "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX_VNNI,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD,PE_ISA_I8MM" },
-  { "pe_kv_type", 151, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
+  { "pe_kv_type", 160, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
     "PE_KV_AUTO,PE_KV_F32,PE_KV_F16,PE_KV_Q8_0,PE_KV_Q4_0" },
-  { "pe_meta_type", 153, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
+  { "pe_meta_type", 162, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
     "PE_META_U8,PE_META_I8,PE_META_U16,PE_META_I16,PE_META_U32,PE_META_I32,PE_META_F32,PE_META_BOOL,PE_META_STRING,"
     "PE_META_ARRAY,PE_META_U64,PE_META_I64,PE_META_F64" },
-  { "pe_resident_mode", 154, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
+  { "pe_pooling", 163, _cffi_prim_int(sizeof(pe_pooling), ((pe_pooling)-1) <= 0),
+    "PE_POOLING_NONE,PE_POOLING_MEAN,PE_POOLING_CLS,PE_POOLING_LAST,PE_POOLING_UNSAID" },
+  { "pe_resident_mode", 164, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
     "PE_RESIDENT_AUTO,PE_RESIDENT_OFF,PE_RESIDENT_ON" },
-  { "pe_status", 158, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
+  { "pe_status", 168, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
     "PE_OK,PE_ERR_ARG,PE_ERR_IO,PE_ERR_FORMAT,PE_ERR_UNSUPPORTED,PE_ERR_NOMEM,PE_ERR_CONTEXT,PE_ERR_NUMERIC,"
     "PE_ERR_CANCELLED" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "pe_dtype", 141 },
-  { "pe_dtype_info", 142 },
-  { "pe_engine", 143 },
-  { "pe_engine_info", 144 },
-  { "pe_engine_params", 145 },
-  { "pe_error", 146 },
-  { "pe_feed", 147 },
-  { "pe_file", 148 },
-  { "pe_file_info", 149 },
-  { "pe_isa", 150 },
-  { "pe_kv_type", 151 },
-  { "pe_meta", 152 },
-  { "pe_meta_type", 153 },
-  { "pe_resident_mode", 154 },
-  { "pe_sampler", 155 },
-  { "pe_sampler_params", 156 },
-  { "pe_session", 157 },
-  { "pe_status", 158 },
-  { "pe_tensor_info", 159 },
+  { "pe_dtype", 149 },
+  { "pe_dtype_info", 150 },
+  { "pe_embed_params", 151 },
+  { "pe_engine", 152 },
+  { "pe_engine_info", 153 },
+  { "pe_engine_params", 154 },
+  { "pe_error", 155 },
+  { "pe_feed", 156 },
+  { "pe_file", 157 },
+  { "pe_file_info", 158 },
+  { "pe_isa", 159 },
+  { "pe_kv_type", 160 },
+  { "pe_meta", 161 },
+  { "pe_meta_type", 162 },
+  { "pe_pooling", 163 },
+  { "pe_resident_mode", 164 },
+  { "pe_sampler", 165 },
+  { "pe_sampler_params", 166 },
+  { "pe_session", 167 },
+  { "pe_status", 168 },
+  { "pe_tensor_info", 169 },
+  { "pe_text", 170 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -3272,12 +3481,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  83,  /* num_globals */
-  13,  /* num_struct_unions */
-  6,  /* num_enums */
-  19,  /* num_typenames */
+  89,  /* num_globals */
+  15,  /* num_struct_unions */
+  7,  /* num_enums */
+  22,  /* num_typenames */
   NULL,  /* no includes */
-  163,  /* num_types */
+  174,  /* num_types */
   0,  /* flags */
 };
 

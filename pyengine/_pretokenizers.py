@@ -180,6 +180,35 @@ PRE_TOKENIZERS: Mapping[str, PreTokenizer] = MappingProxyType(
 )
 """Every known value of ``tokenizer.ggml.pre``."""
 
+# Names that llama.cpp gives to vocabularies whose published tokenizers (transformers' classes
+# for Qwen 2 to 3, Qwen 3.5 and Command R) compose letters and accents first. Others are left out
+# where the name stands for a rule that tokenizers with and without composition share.
+NFC_NAMES = frozenset({"qwen2", "qwen35", "command-r"})
+
+
+def composes(tokenizer_json: Mapping[str, Any]) -> bool | None:
+    """Whether a ``tokenizer.json`` brings text to Unicode's form NFC first.
+
+    Returns:
+        True or False, or None where it changes text in another way.
+    """
+    return _composes(tokenizer_json.get("normalizer"))
+
+
+def _composes(normalizer: object) -> bool | None:
+    if normalizer is None:
+        return False
+    if not isinstance(normalizer, Mapping):
+        return None
+    if normalizer.get("type") == "NFC":
+        return True
+    steps = normalizer.get("normalizers")
+    if normalizer.get("type") != "Sequence" or not isinstance(steps, list):
+        return None
+    # One level deep is all that is published.
+    kinds = [step.get("type") if isinstance(step, Mapping) else None for step in steps]
+    return bool(kinds) if all(kind == "NFC" for kind in kinds) else None
+
 
 def identify(tokenizer_json: Mapping[str, Any]) -> str | None:
     """Names the rule that a Hugging Face ``tokenizer.json`` uses.
@@ -189,9 +218,8 @@ def identify(tokenizer_json: Mapping[str, Any]) -> str | None:
     GGUF names share a rule; the first of its group is given, so a Qwen file of a derived model
     is ``qwen2``.
 
-    A GGUF file cannot say that text is normalised first. ``NFC`` (as Qwen has it) is passed over
-    as llama.cpp does, so decomposed text gets other ids than in ``transformers``; a tokenizer
-    with any other normalizer is not identified.
+    Whether text is composed first (``composes``) is no part of the rule; a tokenizer with any
+    other normalizer is not identified.
 
     Args:
         tokenizer_json: The parsed file.
@@ -200,10 +228,9 @@ def identify(tokenizer_json: Mapping[str, Any]) -> str | None:
         A key of ``PRE_TOKENIZERS``, or None when no rule equals that of the file.
     """
     model = tokenizer_json.get("model")
-    normalizer = tokenizer_json.get("normalizer")
     if not isinstance(model, Mapping) or model.get("type") != "BPE":
         return None
-    if isinstance(normalizer, Mapping) and normalizer.get("type") != "NFC":
+    if composes(tokenizer_json) is None:
         return None
     stages = _stages(tokenizer_json.get("pre_tokenizer"))
     if stages is None or sum(stage is None for stage in stages) != 1:

@@ -32,11 +32,13 @@ def _row_bytes(number: int, n_weights: int) -> int:
 
 
 def quantize(weights: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[np.uint8]:
-    """Encodes an array with GGUF's plain rounding, byte for byte as gguf-py does.
+    """Encodes an array with GGUF's plain rounding, byte for byte as llama.cpp does.
+
+    That is its rounding without an importance matrix.
 
     Args:
         weights: Float32, any number of dimensions; the last is the row.
-        dtype: ``"F32"``, ``"F16"``, ``"BF16"``, ``"Q8_0"``, ``"Q4_0"`` or ``"Q4_1"``.
+        dtype: Any type the engine computes with: ``"F16"``, ``"Q8_0"``, ``"Q4_K"``, ...
 
     Returns:
         Bytes of the same shape but for the last dimension, which is the row's bytes.

@@ -109,23 +109,6 @@ class Sampler(Handle):
         lib.pe_sampler_set_state(self._handle, integer("state", value, 0, MAX_SEED))
 
 
-def logprobs(
-    logits: npt.NDArray[np.float32], targets: npt.NDArray[np.uint32]
-) -> npt.NDArray[np.float32]:
-    """Natural-log probability of one target token per row of logits."""
-    rows = np.ascontiguousarray(logits, np.float32)
-    out = np.empty(len(targets), np.float32)
-    call(
-        lib.pe_logprobs,
-        ffi.cast("float *", out.ctypes.data),
-        ffi.cast("const float *", rows.ctypes.data),
-        ffi.cast("const uint32_t *", targets.ctypes.data),
-        len(targets),
-        rows.shape[1],
-    )
-    return out
-
-
 def top_logprobs(logits: npt.NDArray[np.float32], k: int) -> list[tuple[int, float]]:
     """The k most likely tokens of one row with their log-probabilities."""
     tokens = ffi.new("uint32_t[]", k)

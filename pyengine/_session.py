@@ -47,7 +47,8 @@ class Session(ClosableHandle):
     """One timeline of tokens in an engine, made by :meth:`Engine.session`.
 
     Memory is taken in pages as tokens arrive. Feeding tokens at once, one by one or
-    cut anywhere gives the same bits, and so do forks and rewinds. Calls from several
+    cut anywhere gives the same bits, and so do forks and rewinds. Where the model has
+    recurrent layers, a session also holds a state and checkpoints of it. Calls from several
     threads wait for each other; sessions of one engine may be used side by side.
     """
 
@@ -74,6 +75,11 @@ class Session(ClosableHandle):
         if self._handle is None:
             raise ClosedError("session: expected it open, found it closed")
         return self._handle
+
+    @property
+    def n_vocab(self) -> int:
+        """Width of its rows of logits."""
+        return self._engine.n_vocab
 
     @property
     def n_tokens(self) -> int:
@@ -115,18 +121,7 @@ class Session(ClosableHandle):
         n_rows = choice("logits", logits, {"none": 0, "last": 1, "all": len(ids)})
         if cancel is not None:
             instance("cancel", cancel, CancelFlag, "a CancelFlag")
-        out = np.empty((n_rows, self._engine.n_vocab), np.float32)
-        feed = ffi.new("pe_feed *")
-        feed.tokens = ffi.cast("const uint32_t *", ids.ctypes.data)
-        feed.n_tokens = len(ids)
-        feed.n_logits = n_rows
-        feed.logits = ffi.cast("float *", out.ctypes.data) if n_rows else ffi.NULL
-        flag = cancel.pointer if cancel is not None else ffi.NULL
-        with self._engine.lock:
-            feed.session = self._open_handle()
-            call(lib.pe_engine_forward, self._engine.handle, feed, 1, flag)
-            self._tokens.extend(ids.tolist())
-        return out
+        return feed_several(self._engine, [(self, ids, n_rows)], cancel)
 
     def fork(self) -> Session:
         """A second timeline with the same past, which shares its pages until written."""
@@ -139,6 +134,10 @@ class Session(ClosableHandle):
 
     def rewind(self, n_tokens: int) -> None:
         """Drops everything behind the first n_tokens.
+
+        Where the model has recurrent layers, the next feed first computes the tokens behind the
+        nearest checkpoint again: fewer than twice as many as were dropped and 64, more where
+        ``max_kv_bytes`` left no room for checkpoints.
 
         Raises:
             ArgumentError: The session holds fewer.
@@ -158,17 +157,43 @@ def feed_together(engine: Engine, sessions: Sequence[Session], token: int) -> Lo
         Float32 of shape ``[len(sessions), n_vocab]``.
     """
     ids = token_array([token], engine.n_vocab)
-    out = np.empty((len(sessions), engine.n_vocab), np.float32)
-    feeds = ffi.new("pe_feed[]", len(sessions))
+    return feed_several(engine, [(session, ids, 1) for session in sessions])
+
+
+def feed_several(
+    engine: Engine,
+    feeds: Sequence[tuple[Session, npt.NDArray[np.uint32], int]],
+    cancel: CancelFlag | None = None,
+) -> Logits:
+    """Appends tokens to each of several sessions, with as few passes over the weights.
+
+    Args:
+        engine: Theirs.
+        feeds: Session, its tokens as :func:`token_array` gives them, and for how many of the
+            last of these logits are wanted.
+        cancel: Stops the call; the sessions then hold what they held before.
+
+    Returns:
+        Float32, a row for each wanted token, in order.
+
+    Raises:
+        As :meth:`Session.feed`.
+    """
+    out = np.empty((sum(n_rows for _, _, n_rows in feeds), engine.n_vocab), np.float32)
+    raw = ffi.new("pe_feed[]", len(feeds))
+    flag = cancel.pointer if cancel is not None else ffi.NULL
+    begin = 0
     with engine.lock:
-        for i, session in enumerate(sessions):
-            feeds[i].session = session._open_handle()
-            feeds[i].tokens = ffi.cast("const uint32_t *", ids.ctypes.data)
-            feeds[i].n_tokens = feeds[i].n_logits = 1
-            feeds[i].logits = ffi.cast("float *", out[i].ctypes.data)
-        call(lib.pe_engine_forward, engine.handle, feeds, len(sessions), ffi.NULL)
-        for session in sessions:
-            session._tokens.append(token)
+        for feed, (session, ids, n_rows) in zip(raw, feeds, strict=True):
+            feed.session = session._open_handle()
+            feed.tokens = ffi.cast("const uint32_t *", ids.ctypes.data)
+            feed.n_tokens, feed.n_logits = len(ids), n_rows
+            rows = out[begin : begin + n_rows]
+            feed.logits = ffi.cast("float *", rows.ctypes.data) if n_rows else ffi.NULL
+            begin += n_rows
+        call(lib.pe_engine_forward, engine.handle, raw, len(feeds), flag)
+        for session, ids, _ in feeds:
+            session._tokens.extend(ids.tolist())
     return out
 
 

@@ -17,6 +17,7 @@ from pyengine._arguments import integer
 from pyengine._byte_bpe import ByteLevelBpe, pre_tokenizer_rule
 from pyengine._errors import ArgumentError, TokenizerError
 from pyengine._gemma_bpe import GemmaBpe
+from pyengine._pretokenizers import NFC_NAMES
 from pyengine._sentencepiece import SentencePiece
 from pyengine._vocabulary import (
     BYTE,
@@ -84,7 +85,8 @@ class Tokenizer:
     gets the prefix, not only the start (``transformers`` with ``legacy=False`` adds it at the
     start alone); ``decode`` takes exactly these spaces away again.
 
-    No Unicode normalisation is applied, since GGUF files cannot ask for one.
+    Letters and accents are composed (Unicode's NFC) where the name of the pre-tokenizer implies it,
+    as Qwen's does, or where our converter wrote down that the original does so.
     """
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -105,7 +107,8 @@ class Tokenizer:
         add_bos, self._space_prefix = self._kind != "t5", False
         if self._kind == "gpt2":
             rule = pre_tokenizer_rule(self._pre)
-            self._model = ByteLevelBpe(meta, texts, self._types, rule)
+            nfc = meta.nfc(default=self._pre in NFC_NAMES)
+            self._model = ByteLevelBpe(meta, texts, self._types, rule, nfc=nfc)
             add_bos = rule.add_bos
         elif self._kind == "gemma4":
             self._model = GemmaBpe(meta, texts, self._types)
@@ -262,8 +265,9 @@ class Tokenizer:
         """Turns token ids into text, as the inverse of ``encode``.
 
         ``decode(encode(text, add_special=False))`` is ``text``, except that SentencePiece cannot
-        tell U+2581 from a space. To decode a stream, join ``token_bytes`` instead: here the
-        space that ``encode`` adds before text is taken away.
+        tell U+2581 from a space, and that some tokenizers compose letters and accents. To decode
+        a stream, join ``token_bytes`` instead: here the space that ``encode`` adds before text is
+        taken away.
 
         Args:
             ids: Token ids.
@@ -361,6 +365,8 @@ class Tokenizer:
         self._add_eos = meta.flag("add_eos_token", default=unigram)
         adds_separator = meta.flag("add_sep_token", default=self._kind == "bert")
         self._separator = ids["seperator"] if adds_separator else None
+        if self._add_eos and ids["eos"] == self._separator:
+            self._separator = None  # some files say twice what BERT adds once
         for name, adds in (("bos", self._add_bos), ("eos", self._add_eos)):
             if adds and ids[name] is None:
                 raise TokenizerError(

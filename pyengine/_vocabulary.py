@@ -27,6 +27,10 @@ LEFT_KEY, RIGHT_KEY = "pyengine.tokenizer.lstrip_ids", "pyengine.tokenizer.rstri
 # tokens: "first", at the very beginning alone, or "always"; neither before one that is there.
 METASPACE_KEY = "pyengine.tokenizer.metaspace"
 
+# Whether byte-level BPE composes letters and accents first (Unicode's form NFC), where it is not
+# as the name of the pre-tokenizer says.
+NFC_KEY = "pyengine.tokenizer.nfc"
+
 _LARGEST_SCORE = 3.4028234e38
 
 
@@ -111,6 +115,13 @@ class Metadata:
         value = self._values.get(METASPACE_KEY)
         if value not in (None, "first", "always"):
             raise TokenizerError(f"{METASPACE_KEY}: expected first or always, found {value!r:.60}")
+        return value
+
+    def nfc(self, *, default: bool) -> bool:
+        """Whether text is brought to NFC first."""
+        value = self._values.get(NFC_KEY, default)
+        if not isinstance(value, bool):
+            raise TokenizerError(f"{NFC_KEY}: expected true or false, found {value!r:.60}")
         return value
 
     def stripping(

@@ -82,8 +82,10 @@ typedef struct pe_dtype_info {
  * errors   PE_ERR_UNSUPPORTED for a number that no known GGUF version defines */
 pe_status pe_dtype_describe(pe_dtype_info *out_info, uint32_t dtype, pe_error *err);
 
-/* Encodes n_weights floats as dtype with GGUF's plain rounding, byte for byte
- * what gguf-py writes.
+/* Encodes n_weights floats as dtype with GGUF's plain rounding, byte for byte what
+ * llama.cpp writes without an importance matrix. Two kinds of blocks of 32 it
+ * leaves to chance or does otherwise: zeros that start with -0 are as gguf-py has
+ * them, and what is too small for its step to have an inverse decodes to zeros.
  * shape    n_weights a multiple of the type's block; out has room for its blocks
  * threads  re-entrant
  * errors   PE_ERR_ARG for a partial block, PE_ERR_UNSUPPORTED for a type that
@@ -215,8 +217,18 @@ typedef struct pe_engine_params {
     uint32_t isa;           // pe_isa
     uint32_t kv_type;       // pe_kv_type
     uint32_t resident;      // pe_resident_mode
-    uint64_t max_kv_bytes;  // KV pages of all sessions together; 0: bounded by n_ctx alone
+    uint64_t max_kv_bytes;  // KV pages and recurrent states of all sessions together; 0:
+                            // bounded by n_ctx alone
 } pe_engine_params;
+
+/* How the hidden states of a text's tokens become one vector; numbers are GGUF's. */
+typedef enum pe_pooling {
+    PE_POOLING_NONE = 0,  // they do not: a vector for each token
+    PE_POOLING_MEAN = 1,  // their sum in order, divided by their number
+    PE_POOLING_CLS = 2,   // the first
+    PE_POOLING_LAST = 3,
+    PE_POOLING_UNSAID = 255  // as the file says, and in pe_engine_info that it does not
+} pe_pooling;
 
 typedef struct pe_engine_info {
     const char *architecture;  // GGUF name, "llama"; lives as long as the engine
@@ -235,11 +247,15 @@ typedef struct pe_engine_info {
     uint64_t decode_bytes;   // weights read to decode one token
     uint64_t scratch_bytes;  // taken at open
     uint64_t kv_page_bytes;  // taken per PE_PAGE_TOKENS positions of a session
-    uint64_t kv_bytes;       // in pages now, by all sessions
+    uint64_t kv_bytes;       // in pages and states now, by all sessions
     uint64_t kv_bytes_peak;
-    uint64_t resident_bytes;       // weights kept interleaved so far
+    uint32_t is_encoder;      // 1: every token sees the whole text; it embeds and never generates
+    uint32_t pooling;         // pe_pooling
+    uint64_t resident_bytes;  // weights kept interleaved so far
     uint64_t resident_bytes_goal;  // and when all that gain by it are
     const char *resident_why;      // why, in words; lives as long as the engine
+    uint64_t state_bytes;          // recurrent layers' memory of the past: taken per session, per
+                                   // checkpoint, and while a shared one is written; 0: none
 } pe_engine_info;
 
 /* Whether this build can run the file: binds every weight, takes no memory.
@@ -268,7 +284,8 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine);
 
 typedef struct pe_session pe_session;
 
-/* Starts an empty timeline. It takes KV pages as positions fill. */
+/* Starts an empty timeline. It takes KV pages as positions fill.
+ * errors   PE_ERR_UNSUPPORTED for an encoder, PE_ERR_NOMEM */
 pe_status pe_session_new(pe_session **out_session, pe_engine *engine, pe_error *err);
 
 /* Starts a timeline that shares all of another's pages; the first write to a
@@ -281,7 +298,9 @@ void pe_session_free(pe_session *session);
 /* Positions held. */
 uint32_t pe_session_n_tokens(const pe_session *session);
 
-/* Drops all positions from n_tokens on.
+/* Drops all positions from n_tokens on. Where the model has recurrent layers, the tokens behind
+ * the nearest checkpoint in front are computed again when the session is fed, fewer than twice as
+ * many as were dropped and 64, unless memory for checkpoints was lacking; bits stay the same.
  * errors   PE_ERR_ARG when the session holds fewer */
 pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *err);
 
@@ -305,6 +324,32 @@ typedef struct pe_feed {
  *          every session holds what it held before */
 pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
                             const int32_t *cancel, pe_error *err);
+
+/* ---- embedding -------------------------------------------------------- */
+
+/* A text to embed, and where its vector goes. */
+typedef struct pe_text {
+    const uint32_t *tokens;
+    uint32_t n_tokens;  // 1 to the engine's n_ctx
+    float *vectors;     // the caller's: [d_model]; PE_POOLING_NONE: [n_tokens][d_model]
+} pe_text;
+
+typedef struct pe_embed_params {
+    uint32_t struct_bytes;
+    uint32_t pooling;    // pe_pooling
+    uint32_t normalize;  // 1: each vector is divided by its length, unless that is 0
+    uint64_t first;      // what messages call the first text
+} pe_embed_params;
+
+/* Turns texts into what lies behind the model's last norm, in as few passes as n_batch allows.
+ * Needs no session, keeps nothing: a text's pages go when it is done. A text alone or among
+ * others, in any order, gives the same bits.
+ *
+ * cancel   as pe_engine_forward
+ * errors   PE_ERR_ARG (a token outside the vocabulary, no pooling known), PE_ERR_CONTEXT,
+ *          PE_ERR_NOMEM, PE_ERR_NUMERIC, PE_ERR_CANCELLED */
+pe_status pe_engine_embed(pe_engine *engine, const pe_text *texts, uint32_t n_texts,
+                          const pe_embed_params *params, const int32_t *cancel, pe_error *err);
 
 /* ---- sampling --------------------------------------------------------- */
 

@@ -1,8 +1,9 @@
-"""Writes the checkpoints and logits that tests/python/test_goldens.py compares with.
+"""Writes the checkpoints, logits and vectors that tests/python/test_goldens.py compares with,
+and test_families.py and test_embed.py beside it.
 
 Run it in the environment of tests/reference/requirements.txt, from the repository's root:
 
-    python tests/golden/make_goldens.py
+    python tests/golden/make_goldens.py [--families [NAME...]]
 
 Everything is seeded: with the same versions of torch and transformers the same files result.
 """
@@ -23,6 +24,7 @@ HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE.parent / "reference"))
 
 import checkpoints  # noqa: E402
+import embedders  # noqa: E402
 
 N_POSITIONS = 40
 N_GREEDY = 24
@@ -47,8 +49,28 @@ GOLDENS: dict[str, tuple[dict[str, Any], torch.dtype]] = {
     ),
 }
 
-FULL, SLIDING = "full_attention", "sliding_attention"
+FULL, SLIDING, LINEAR = "full_attention", "sliding_attention", "linear_attention"
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+LATENT = {
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 32,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 32,
+    "num_experts_per_tok": 2,
+    "tie_word_embeddings": False,
+}
+DELTA = {
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"family": "Qwen2"},
     "qwen3": {"family": "Qwen3", "head_dim": 16, "tie_word_embeddings": False},
@@ -158,6 +180,73 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "top_k_experts": 2,
         "moe_intermediate_size": 32,
     },
+    "lfm2": {
+        "family": "Lfm2",
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", FULL, "conv"],
+        "block_multiple_of": 32,
+    },
+    "deepseek2": {
+        "family": "DeepseekV2",
+        **LATENT,
+        "q_lora_rank": None,
+        "n_routed_experts": 6,
+        "n_group": 3,
+        "topk_group": 2,
+        "topk_method": "group_limited_greedy",
+        "routed_scaling_factor": 1.3,
+        "rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 0.7, "mscale_all_dim": 0.7},
+    },
+    "deepseek3": {
+        "family": "DeepseekV3",
+        **LATENT,
+        "q_lora_rank": 32,
+        "n_routed_experts": 6,
+        "n_group": 3,
+        "topk_group": 2,
+        "rope_parameters": {**YARN, "rope_theta": 1e4, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "glm4-flash": {
+        "family": "Glm4MoeLite",
+        **LATENT,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 32,
+        "n_routed_experts": 4,
+    },
+    "qwen35": {"family": "Qwen3_5", **DELTA, "num_hidden_layers": 4},
+    "qwen35moe": {
+        "family": "Qwen3_5Moe",
+        **DELTA,
+        "layer_types": [FULL, LINEAR],
+        "linear_num_value_heads": 6,
+        "num_experts": 3,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "qwen3next": {
+        "family": "Qwen3Next",
+        **DELTA,
+        "layer_types": [LINEAR, FULL],
+        "linear_value_head_dim": 8,
+        "num_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 32,
+    },
+    "granitehybrid": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 3,
+        "layer_types": ["mamba", "attention", "mamba"],
+        "num_local_experts": 3,
+        "shared_intermediate_size": 32,
+        "mamba_n_heads": 4,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 24,
+        "residual_multiplier": 0.7,
+        "attention_multiplier": 0.3,
+    },
 }
 
 
@@ -176,10 +265,35 @@ def make_family(folder: Path, variant: dict[str, Any], words: tokenizers.Tokeniz
     print(f"{folder.name}: {size} bytes, deviation {logits.std():.2f}")
 
 
+def make_embedder(folder: Path, variant: dict[str, Any]) -> None:
+    """The checkpoint of a model that embeds texts, and the hidden states of some."""
+    shutil.rmtree(folder, ignore_errors=True)
+    small = {"hidden_size": 32, "intermediate_size": 48} | variant
+    embedders.save_embedder(folder, small, dtype=torch.bfloat16)
+    words = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokens = [words.encode(text).ids for text in embedders.TEXTS]
+    model = embedders.load(folder)
+    np.save(
+        folder / "hidden.npy",
+        np.concatenate([embedders.hidden_states(model, ids) for ids in tokens]),
+    )
+    texts = {"texts": embedders.TEXTS, "tokens": tokens}
+    (folder / "texts.json").write_text(json.dumps(texts) + "\n")
+    size = sum(path.stat().st_size for path in folder.rglob("*"))
+    print(f"{folder.name}: {size} bytes")
+
+
 def main() -> None:
     """Replaces all goldens."""
+    for name in ("bert", "gemma", "nomic", "qwen3"):
+        make_embedder(HERE / "embedders" / name, embedders.VARIANTS[name])
+    if "--embedders" in sys.argv:
+        return
     words = checkpoints.tokenizer()
+    wanted = sys.argv[sys.argv.index("--families") + 1 :] if "--families" in sys.argv else []
     for name, variant in FAMILIES.items():
+        if wanted and name not in wanted:
+            continue
         make_family(HERE / "families" / name, variant, words)
     if "--families" in sys.argv:
         return

@@ -23,17 +23,29 @@ C_LAYERS: dict[str, set[str]] = {
 
 # Python modules of pyengine from the bottom up; one imports only from lines above it.
 PY_LAYERS: list[set[str]] = [
-    {"_errors", "_ffi", "_bundled", "_pretokenizers", "_sandbox", "_text", "_vocabulary"},
+    {
+        "_errors",
+        "_ffi",
+        "_bundled",
+        "_pretokenizers",
+        "_sandbox",
+        "_statistics",
+        "_text",
+        "_vocabulary",
+    },
     {"_arguments", "_native", "_byte_bpe", "_sentencepiece", "_template", "_word_piece"},
     {"_gemma_bpe"},
-    {"_file", "_messages", "_quant", "_reply", "_sampler", "_tokenizer"},
+    {"_file", "_info", "_messages", "_quant", "_reply", "_sampler", "_tasks", "_tokenizer"},
     {"_self_test"},
     {"_session"},
+    {"_divergence"},
     {"_generate", "_perplexity"},
-    {"_chat"},
+    {"_answers", "_chat", "_embed"},
     {"_engine", "_inspect"},
+    {"_evaluation"},
     {"__init__"},
-    {"_bench", "_cli_chat"},
+    {"_bench", "_cli_chat", "_cli_options", "_report"},
+    {"_cli_embed", "_cli_eval"},
     {"_cli"},
     {"__main__"},
 ]

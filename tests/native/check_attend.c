@@ -330,6 +330,31 @@ static void attend_not_numbers(void) {
     }
 }
 
+/* ---- values out of keys ----------------------------------------------- */
+
+static void turning(void) {
+    static const size_t widths[] = {1, 3, 4, 5, 16, 20, 31, 64, 512};
+    init_kernels();
+    for (uint32_t round = 0; round < PE_LEN(widths); round++) {
+        const size_t d = widths[round];
+        float *keys = guarded(0, d * PE_PAGE_TOKENS * sizeof *keys);
+        for (size_t i = 0; i < d * PE_PAGE_TOKENS; i++) {
+            keys[i] = i % 97 == 5 ? NAN : rng_f32(-1.0f, 1.0f);
+        }
+        FOR_EACH_ISA(isa) {
+            float *out = guarded(1, round_up(d) * PE_PAGE_TOKENS * sizeof *out);
+            kernels[isa].turn_keys(out, keys, d);
+            for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+                for (size_t i = 0; i < d; i++) {
+                    const float expected = keys[i * PE_PAGE_TOKENS + j];
+                    CHECK_U64(first_difference(&out[j * round_up(d) + i], &expected, 1), 1);
+                }
+            }
+        }
+        check_guards();
+    }
+}
+
 /* ---- norm and activation ---------------------------------------------- */
 
 /* The sum has n / 16 + 5 roundings, its root halves them; then a few operations. */
@@ -369,6 +394,86 @@ static void rms_norm(void) {
             CHECK_U64(first_difference(out, expected, n), n);
             memcpy(out, x, n * sizeof *x);
             kernels[isa].rms_norm(out, out, weight, n, eps);
+            CHECK_U64(first_difference(out, expected, n), n);
+        }
+        check_guards();
+    }
+}
+
+/* Mean and variance have n / 16 + 5 roundings each; what the mean is off by shows in every item. */
+static void layer_norm(void) {
+    static const size_t sizes[] = {1, 7, 15, 16, 17, 31, 33, 100, 384, 4096};
+    init_kernels();
+    for (uint32_t round = 0; round < 40 * PE_LEN(sizes); round++) {
+        const size_t n = sizes[round / 40];
+        const float middle = round % 4 == 2 ? 30.0f : 0.0f;
+        float *x = guarded(0, n * sizeof *x);
+        float *weight = guarded(1, n * sizeof *weight);
+        float *bias = guarded(2, n * sizeof *bias);
+        float expected[4096];
+        double mean = 0.0;
+        double squares = 0.0;
+        for (size_t i = 0; i < n; i++) {
+            x[i] = middle + rng_f32(-2.0f, 2.0f);
+            weight[i] = rng_f32(-2.0f, 2.0f);
+            bias[i] = rng_f32(-1.0f, 1.0f);
+        }
+        x[rng_below((uint32_t)n)] = round % 10 == 9 ? NAN : middle;
+        for (size_t i = 0; i < n; i++) {
+            mean += (double)x[i] / (double)n;
+        }
+        for (size_t i = 0; i < n; i++) {
+            squares += ((double)x[i] - mean) * ((double)x[i] - mean);
+        }
+        const double r = 1.0 / sqrt(squares / (double)n + 1e-3);
+        FOR_EACH_ISA(isa) {
+            float *out = guarded(3, n * sizeof *out);
+            kernels[isa].layer_norm(out, x, weight, bias, n, 1e-3f);
+            for (size_t i = 0; i < n && isa == PE_ISA_SCALAR; i++) {
+                const double y = ((double)x[i] - mean) * r * (double)weight[i] + (double)bias[i];
+                const double size = (2.0 + (double)middle) * r * 2.0 + 1.0;
+                expected[i] = out[i];
+                CHECK(isnan(mean)
+                          ? is_nan(out[i])
+                          : fabs((double)out[i] - y) <= ((double)n / 16.0 + 12.0) * EPS * size,
+                      "n %zu item %zu: found %g, in double %g", n, i, (double)out[i], y);
+            }
+            CHECK_U64(first_difference(out, expected, n), n);
+            memcpy(out, x, n * sizeof *x);
+            kernels[isa].layer_norm(out, out, weight, bias, n, 1e-3f);
+            CHECK_U64(first_difference(out, expected, n), n);
+        }
+        check_guards();
+    }
+}
+
+/* As PE_GELU_ERF says. */
+static void gelu_erf(void) {
+    init_kernels();
+    for (uint32_t round = 0; round < 6000; round++) {
+        const size_t n = 1 + round % 40;
+        const float width = round % 3 == 0 ? 20.0f : round % 3 == 1 ? 4.0f : 0.01f;
+        float *out = guarded(0, n * sizeof *out);
+        float x[40];
+        float expected[40];
+        for (size_t i = 0; i < n; i++) {
+            x[i] = rng_f32(-width, width);
+        }
+        x[rng_below((uint32_t)n)] = round % 16 == 0   ? NAN
+                                    : round % 16 == 1 ? -0.0f
+                                    : round % 16 == 2 ? 3e38f
+                                    : round % 16 == 3 ? -3e38f
+                                                      : 1.0f;
+        FOR_EACH_ISA(isa) {
+            memcpy(out, x, n * sizeof *out);
+            kernels[isa].gelu_erf(out, n);
+            for (size_t i = 0; i < n && isa == PE_ISA_SCALAR; i++) {
+                const double y = 0.5 * (double)x[i] * erfc((double)x[i] * -0.7071067811865476);
+                expected[i] = out[i];
+                CHECK(isnan(y) ? is_nan(out[i])
+                               : fabs((double)out[i] - y) <= 2.5e-7 * fabs((double)x[i]),
+                      "gelu(%g): found %.9g, in double %.9g", (double)x[i], (double)out[i], y);
+            }
             CHECK_U64(first_difference(out, expected, n), n);
         }
         check_guards();
@@ -481,6 +586,43 @@ static void gates(void) {
     }
 }
 
+/* As the gates above: exp off by 4 EPS, sum and quotient rounded once. */
+static void sigmoid_mul(void) {
+    init_kernels();
+    for (uint32_t round = 0; round < 4000; round++) {
+        const size_t n = 1 + round % 40;
+        const float width = round % 3 == 0 ? 85.0f : round % 3 == 1 ? 10.0f : 0.01f;
+        float *gate = guarded(0, n * sizeof *gate);
+        float *x = guarded(1, n * sizeof *x);
+        float expected[40];
+        for (size_t i = 0; i < n; i++) {
+            gate[i] = rng_f32(-width, width);
+            x[i] = rng_f32(-3.0f, 3.0f);
+        }
+        gate[rng_below((uint32_t)n)] = round % 16 == 0 ? NAN : round % 16 == 1 ? INFINITY : 0.0f;
+        x[rng_below((uint32_t)n)] = round % 16 == 2 ? NAN : 1.0f;
+        FOR_EACH_ISA(isa) {
+            float *out = guarded(2, n * sizeof *out);
+            kernels[isa].sigmoid_mul(out, gate, x, n);
+            for (size_t i = 0; i < n && isa == PE_ISA_SCALAR; i++) {
+                const double y = (double)x[i] / (1.0 + exp(-(double)gate[i]));
+                expected[i] = out[i];
+                CHECK(isnan(y) ? is_nan(out[i]) : fabs((double)out[i] - y) <= 6.0 * EPS * fabs(y),
+                      "%g sigmoid(%g): found %g, in double %g", (double)x[i], (double)gate[i],
+                      (double)out[i], y);
+            }
+            CHECK_U64(first_difference(out, expected, n), n);
+            memcpy(out, gate, n * sizeof *out);
+            kernels[isa].sigmoid_mul(out, out, x, n);
+            CHECK_U64(first_difference(out, expected, n), n);
+            memcpy(out, x, n * sizeof *out);
+            kernels[isa].sigmoid_mul(out, gate, out, n);
+            CHECK_U64(first_difference(out, expected, n), n);
+        }
+        check_guards();
+    }
+}
+
 /* The exponential by itself: the softmax sum of one score, seen from maximum 0. */
 static void exponential(void) {
     init_kernels();
@@ -509,7 +651,8 @@ int main(void) {
     static const test_case tests[] = {
         TEST(attend_f32),         TEST(attend_f16), TEST(attend_q8_0), TEST(attend_q4_0),
         TEST(attend_not_numbers), TEST(rms_norm),   TEST(silu_mul),    TEST(gates),
-        TEST(exponential),
+        TEST(exponential),        TEST(turning),    TEST(sigmoid_mul), TEST(layer_norm),
+        TEST(gelu_erf),
     };
     return run_tests(tests, PE_LEN(tests));
 }

@@ -194,6 +194,17 @@ static void add_layer(builder *b, unsigned layer, uint64_t d_model, uint64_t d_f
     }
 }
 
+static void finish(bytes *out, builder *b) {
+    put_header(out, 3, b->n_tensors, b->n_meta);
+    put(out, b->meta.data, b->meta.n);
+    put(out, b->directory.data, b->directory.n);
+    pad(out, 32);
+    put(out, b->data.data, b->data.n);
+    bytes_free(&b->meta);
+    bytes_free(&b->directory);
+    bytes_free(&b->data);
+}
+
 void put_tiny_llama(bytes *out, const tiny_llama *options) {
     builder b = {.options = options};
     const uint64_t d_model = options->dtype == PE_DTYPE_Q6_K ? 256 : 64;
@@ -216,6 +227,13 @@ void put_tiny_llama(bytes *out, const tiny_llama *options) {
     }
     if (options->window > 0) {
         add_u32(&b, "llama.attention.sliding_window", options->window);
+    }
+    if (options->sees_all) {
+        const uint8_t no = 0;
+        put_string(&b.meta, "llama.attention.causal");
+        put_u32(&b.meta, PE_META_BOOL);
+        put(&b.meta, &no, 1);
+        b.n_meta++;
     }
     if (options->scaling != NULL) {
         put_meta_string(&b.meta, "llama.rope.scaling.type", options->scaling);
@@ -245,12 +263,81 @@ void put_tiny_llama(bytes *out, const tiny_llama *options) {
     if (options->extra != NULL) {
         add_tensor(&b, options->extra, PE_DTYPE_F32, 8, 1, 0.0f, 1.0f);
     }
-    put_header(out, 3, b.n_tensors, b.n_meta);
-    put(out, b.meta.data, b.meta.n);
-    put(out, b.directory.data, b.directory.n);
-    pad(out, 32);
-    put(out, b.data.data, b.data.n);
-    bytes_free(&b.meta);
-    bytes_free(&b.directory);
-    bytes_free(&b.data);
+    finish(out, &b);
+}
+
+static void add_lfm2_layer(builder *b, unsigned layer, uint32_t n_kv_heads, uint32_t n_conv) {
+    const struct {
+        const char *name;
+        uint64_t n_cols, n_rows;
+        int kind;  // 0: of all layers, 1: of attention, 2: of convolutions
+    } table[] = {
+        {"attn_norm.weight", 96, 1, 0},
+        {"attn_q.weight", 96, 96, 1},
+        {"attn_k.weight", 96, (uint64_t)24 * n_kv_heads, 1},
+        {"attn_v.weight", 96, (uint64_t)24 * n_kv_heads, 1},
+        {"attn_output.weight", 96, 96, 1},
+        {"attn_q_norm.weight", 24, 1, 1},
+        {"attn_k_norm.weight", 24, 1, 1},
+        {"shortconv.in_proj.weight", 96, 288, 2},
+        {"shortconv.conv.weight", n_conv, 96, 2},
+        {"shortconv.out_proj.weight", 96, 96, 2},
+        {"ffn_norm.weight", 96, 1, 0},
+        {"ffn_gate.weight", 96, 64, 0},
+        {"ffn_up.weight", 96, 64, 0},
+        {"ffn_down.weight", 64, 96, 0},
+    };
+    for (size_t i = 0; i < sizeof table / sizeof table[0]; i++) {
+        char name[64];
+        snprintf(name, sizeof name, "blk.%u.%s", layer, table[i].name);
+        const bool is_norm = table[i].n_rows == 1;
+        const bool is_conv = strcmp(table[i].name, "shortconv.conv.weight") == 0;
+        if (table[i].kind == 0 || table[i].kind == (n_kv_heads > 0 ? 1 : 2)) {
+            add_tensor(b, name, is_norm || is_conv ? PE_DTYPE_F32 : b->options->dtype,
+                       table[i].n_cols, table[i].n_rows, is_norm ? 1.0f : 0.0f,
+                       is_conv ? 1.0f : 0.3f);
+        }
+    }
+}
+
+void put_tiny_lfm2(bytes *out, const tiny_lfm2 *options) {
+    static const uint32_t usual[] = {0, 2, 0};
+    const uint32_t *kv_heads = options->kv_heads != NULL ? options->kv_heads : usual;
+    const uint32_t n_kv_heads = options->n_kv_heads > 0 ? options->n_kv_heads : 3;
+    const uint32_t n_conv = options->n_conv > 0 ? options->n_conv : 3;
+    const tiny_llama plain = {.dtype = options->dtype, .poisoned = "token_embd.weight"};
+    builder b = {.options = &plain};
+    rng_seed(11);
+    put_meta_string(&b.meta, "general.architecture", "lfm2");
+    b.n_meta++;
+    add_u32(&b, "lfm2.block_count", 3);
+    add_u32(&b, "lfm2.context_length", LFM2_CTX);
+    add_u32(&b, "lfm2.embedding_length", 96);
+    add_u32(&b, "lfm2.feed_forward_length", 64);
+    add_u32(&b, "lfm2.attention.head_count", 4);
+    if (options->two_kv_heads) {
+        add_u32(&b, "lfm2.attention.head_count_kv", 2);
+    } else {
+        put_string(&b.meta, "lfm2.attention.head_count_kv");
+        put_u32(&b.meta, PE_META_ARRAY);
+        put_u32(&b.meta, PE_META_U32);
+        put_u64(&b.meta, n_kv_heads);
+        for (uint32_t i = 0; i < n_kv_heads; i++) {
+            put_u32(&b.meta, kv_heads[i]);
+        }
+        b.n_meta++;
+    }
+    add_u32(&b, "lfm2.shortconv.l_cache", n_conv);
+    put_meta_f32(&b.meta, "lfm2.attention.layer_norm_rms_epsilon", 1e-5f);
+    b.n_meta++;
+    add_tensor(&b, "token_embd.weight", options->dtype, 96, TINY_VOCAB, 0.0f, 1.0f);
+    add_tensor(&b, "token_embd_norm.weight", PE_DTYPE_F32, 96, 1, 1.0f, 0.2f);
+    add_tensor(&b, "output.weight", options->dtype, 96, TINY_VOCAB, 0.0f, 0.3f);
+    for (unsigned layer = 0; layer < 3; layer++) {
+        add_lfm2_layer(&b, layer, layer < n_kv_heads ? kv_heads[layer] % 8 : 0, n_conv);
+    }
+    if (options->extra != NULL) {
+        add_tensor(&b, options->extra, PE_DTYPE_F32, 8, 1, 0.0f, 1.0f);
+    }
+    finish(out, &b);
 }

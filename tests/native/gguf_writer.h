@@ -47,6 +47,7 @@ typedef struct tiny_llama {
     uint32_t n_tokens;  // tokenizer.ggml.tokens has so many
     bool tied;          // no output.weight
     bool has_bias;      // all biases, and rope_freqs
+    bool sees_all;      // llama.attention.causal is false
 } tiny_llama;
 
 #define TINY_VOCAB 96u
@@ -54,5 +55,21 @@ typedef struct tiny_llama {
 
 /* Appends the whole file; the same bytes on every machine. */
 void put_tiny_llama(bytes *b, const tiny_llama *options);
+
+/* The same for an LFM 2 of 3 layers, a convolution, an attention and a convolution, 96 wide,
+ * whose token 0 is NaN: no logits of a session that has seen it are numbers. */
+typedef struct tiny_lfm2 {
+    uint32_t dtype;
+    const uint32_t *kv_heads;  // of the layers; NULL: 0, 2, 0
+    uint32_t n_kv_heads;       // in that list; 0: 3
+    uint32_t n_conv;           // 0: 3
+    const char *extra;         // one more tensor
+    bool two_kv_heads;         // head_count_kv is one number
+} tiny_lfm2;
+
+#define LFM2_CTX 600u
+#define LFM2_STATE_FLOATS (2u * 2u * 96u)
+
+void put_tiny_lfm2(bytes *b, const tiny_lfm2 *options);
 
 #endif

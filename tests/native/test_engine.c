@@ -182,6 +182,10 @@ static void fork_and_rewind(void) {
     CHECK_U64(pe_session_n_tokens(second), 60);
     pe_engine_close(engine);  // the session keeps it
     CHECK_OK(pe_session_rewind(second, 50, err));
+    CHECK_OK(pe_session_fork(&first, second, err));  // of one that was put back
+    CHECK_OK(feed_one(first, engine, b + 50, 10, found, err));
+    check_logits("fork after rewind", found, logits_b + 50 * TINY_VOCAB, 10);
+    pe_session_free(first);
     CHECK_OK(feed_one(second, engine, b + 50, 10, found, err));
     check_logits("after close", found, logits_b + 50 * TINY_VOCAB, 10);
     pe_session_free(second);

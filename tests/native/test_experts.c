@@ -13,6 +13,7 @@
 
 static uint32_t experts[N_TOKENS * N_USED];
 static float weights[N_TOKENS * N_USED];
+static float scores[N_TOKENS * N_EXPERTS];
 static uint32_t rows[N_TOKENS * N_USED];
 static uint32_t tokens[N_TOKENS * N_USED];
 static uint32_t firsts[N_EXPERTS + 1];
@@ -22,6 +23,7 @@ static pe_routes make_routes(uint32_t n_tokens) {
     return (pe_routes){.n_tokens = n_tokens,
                        .n_used = N_USED,
                        .n_experts = N_EXPERTS,
+                       .scores = scores,
                        .experts = experts,
                        .weights = weights,
                        .rows = rows,
@@ -32,7 +34,8 @@ static pe_routes make_routes(uint32_t n_tokens) {
 
 static void choose_all(pe_routes *routes, const float *logits, bool is_normed) {
     for (uint32_t token = 0; token < routes->n_tokens; token++) {
-        pe_routes_choose(routes, token, logits + token * N_EXPERTS, is_normed);
+        const pe_routing routing = {.is_normed = is_normed, .scale = 1.0f};
+        pe_routes_choose(routes, token, logits + token * N_EXPERTS, &routing);
     }
     pe_routes_sort(routes);
 }
@@ -84,6 +87,87 @@ static void choices(void) {
         }
         CHECK_U64(routes.n_groups, n_groups);
         CHECK_U64(firsts[N_EXPERTS], routes.n_tokens * N_USED);
+    }
+}
+
+/* Groups of four experts, of which the best are chosen from, in double and by counting. */
+#define N_GROUPED 12u
+#define N_GROUPS 3u
+
+static double best_of(const double *x, uint32_t n, uint32_t rank) {
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t n_better = 0;
+        for (uint32_t j = 0; j < n; j++) {
+            n_better += x[j] > x[i] || (j < i && !(x[j] < x[i]));
+        }
+        if (n_better == rank) {
+            return x[i];
+        }
+    }
+    return NAN;
+}
+
+static bool is_in(const double *chosen_by, uint32_t expert, uint32_t n_groups_used, bool adds_two) {
+    const uint32_t n = N_GROUPED / N_GROUPS;
+    double of_groups[N_GROUPS];
+    for (uint32_t g = 0; g < N_GROUPS; g++) {
+        of_groups[g] = best_of(chosen_by + g * n, n, 0);
+        of_groups[g] += adds_two ? best_of(chosen_by + g * n, n, 1) : 0.0;
+    }
+    return of_groups[expert / n] >= best_of(of_groups, N_GROUPS, n_groups_used - 1);
+}
+
+static void check_routing(const pe_routing *routing, const float *logits) {
+    float all_scores[N_GROUPED];
+    double own[N_GROUPED];
+    double chosen_by[N_GROUPED];
+    double total = 0.0;
+    double sum = 0.0;
+    pe_routes routes = make_routes(1);
+    routes.n_experts = N_GROUPED;
+    routes.scores = all_scores;
+    pe_routes_choose(&routes, 0, logits, routing);
+    for (uint32_t e = 0; e < N_GROUPED; e++) {
+        own[e] = exp((double)logits[e]);
+        total += own[e];
+    }
+    for (uint32_t e = 0; e < N_GROUPED; e++) {
+        own[e] = routing->is_sigmoid ? own[e] / (1.0 + own[e]) : own[e] / total;
+        chosen_by[e] = own[e] + (routing->choice != NULL ? (double)routing->choice[e] : 0.0);
+    }
+    double masked[N_GROUPED];
+    for (uint32_t e = 0; e < N_GROUPED; e++) {
+        const bool in = routing->n_groups == 0 ||
+                        is_in(chosen_by, e, routing->n_groups_used, routing->is_sigmoid);
+        masked[e] = in ? chosen_by[e] : -1e9;
+    }
+    for (uint32_t i = 0; i < N_USED; i++) {
+        CHECK(masked[experts[i]] == best_of(masked, N_GROUPED, i), "choice %u: expert %u", i,
+              experts[i]);
+        sum += own[experts[i]];
+    }
+    for (uint32_t i = 0; i < N_USED; i++) {
+        const double weight = own[experts[i]] / (routing->is_normed ? sum : 1.0) * 2.5;
+        CHECK(fabs((double)weights[i] - weight) <= 0x1p-22 * weight, "weight %g, expected %g",
+              (double)weights[i], weight);
+    }
+}
+
+static void groups_and_sigmoids(void) {
+    for (uint32_t round = 0; round < 400; round++) {
+        float logits[N_GROUPED];
+        float choice[N_GROUPED];
+        for (uint32_t e = 0; e < N_GROUPED; e++) {
+            logits[e] = rng_f32(-3.0f, 3.0f);
+            choice[e] = rng_f32(-0.5f, 0.5f);
+        }
+        const pe_routing routing = {.is_sigmoid = round % 2 == 0,
+                                    .is_normed = round / 2 % 2 == 0,
+                                    .scale = 2.5f,
+                                    .choice = round / 4 % 2 == 0 ? choice : NULL,
+                                    .n_groups = round / 8 % 2 == 0 ? N_GROUPS : 0,
+                                    .n_groups_used = 1 + round / 16 % N_GROUPS};
+        check_routing(&routing, logits);
     }
 }
 
@@ -157,6 +241,7 @@ static void products(void) {
 }
 
 int main(void) {
-    static const test_case tests[] = {TEST(choices), TEST(not_numbers), TEST(products)};
+    static const test_case tests[] = {TEST(choices), TEST(groups_and_sigmoids), TEST(not_numbers),
+                                      TEST(products)};
     return run_tests(tests, PE_LEN(tests));
 }

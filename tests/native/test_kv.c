@@ -12,7 +12,7 @@
 #define D_K 5
 #define D_V 7
 
-static const pe_kv_layer ALIKE[LAYERS] = {{HEADS, D_K, D_V}, {HEADS, D_K, D_V}};
+static const pe_kv_layer ALIKE[LAYERS] = {{HEADS, D_K, D_V, false}, {HEADS, D_K, D_V, false}};
 static const pe_kv_shape SHAPE = {.n_layers = LAYERS, .layers = ALIKE, .type = PE_KV_F32};
 
 static pe_kv_pool new_pool(uint64_t max_pages) {
@@ -89,7 +89,7 @@ static void layout(void) {
         CHECK(item(&pool, pe_kv_keys(&pool, &table, 2, 0, 0), 6) == 0.0f, "after position 69");
         pe_kv_clear(&pool, &table);
         CHECK_U64(pool.n_pages, 0);
-        CHECK_U64(pool.n_pages_peak, 3);
+        CHECK_U64(pool.budget.n_bytes_peak, 3 * pool.page_bytes);
         CHECK(table.pages == NULL && table.n_pages == 0 && table.capacity == 0, "not empty");
         pe_kv_pool_free(&pool);
     }
@@ -99,7 +99,7 @@ static void layout(void) {
 static void quantized_layout(void) {
     enum { WIDTH = 80, WIDE = 64 };  // 80: its last block is half full, 16 divides it: no rotation
     for (pe_kv_type type = PE_KV_Q8_0; type <= PE_KV_Q4_0; type++) {
-        const pe_kv_layer layer = {2, WIDTH, WIDE};
+        const pe_kv_layer layer = {2, WIDTH, WIDE, false};
         const pe_kv_shape shape = {.n_layers = 1, .layers = &layer, .type = type};
         const uint32_t dtype = type == PE_KV_Q8_0 ? PE_DTYPE_Q8_0 : PE_DTYPE_Q4_0;
         const size_t n_bytes = type == PE_KV_Q8_0 ? 32 : 16;  // of a block's integers
@@ -121,7 +121,7 @@ static void quantized_layout(void) {
             }
             pe_kv_store(&pool, &table, 0, position, k, v);
             for (uint32_t head = 0; head < 2; head++) {
-                pe_rotate(expected_v[head], WIDE);
+                pe_rotate(expected_v[head], WIDE, pe_rotate_run(WIDE));
                 uint8_t blocks[3 * 34];
                 const size_t slot = position % 32;
                 const uint8_t *keys = pe_kv_keys(&pool, &table, position / 32, 0, head);
@@ -158,7 +158,7 @@ static void quantized_layout(void) {
 /* Layers of other heads and widths stand side by side; one without keys and values of its own
  * takes no room. */
 static void unlike_layers(void) {
-    static const pe_kv_layer layers[] = {{3, 32, 16}, {0, 64, 64}, {1, 8, 40}};
+    static const pe_kv_layer layers[] = {{3, 32, 16, false}, {0, 64, 64, false}, {1, 8, 40, false}};
     const pe_kv_shape shape = {.n_layers = 3, .layers = layers, .type = PE_KV_F32};
     pe_kv_pool pool;
     pe_kv_table table = {0};
@@ -203,15 +203,15 @@ static void rotation(void) {
         for (size_t i = 0; i < widths[w]; i++) {
             x[i] = y[i] = rng_f32(-1.0f, 1.0f);
         }
-        pe_rotate(y, widths[w]);
+        pe_rotate(y, widths[w], pe_rotate_run(widths[w]));
         CHECK((memcmp(x, y, widths[w] * sizeof *x) == 0) == (w >= 4), "width %zu", widths[w]);
-        pe_rotate(y, widths[w]);
+        pe_rotate(y, widths[w], pe_rotate_run(widths[w]));
         for (size_t i = 0; i < widths[w]; i++) {
             CHECK(fabs((double)(x[i] - y[i])) < 1e-5, "width %zu", widths[w]);
         }
     }
     float one[64] = {[3] = 8.0f};
-    pe_rotate(one, 64);
+    pe_rotate(one, 64, 64);
     for (size_t i = 0; i < 64; i++) {
         // Entry (i, 3) of Sylvester's matrix is negative when i & 3 has an odd count of bits.
         const float expected = i % 4 == 1 || i % 4 == 2 ? -1.0f : 1.0f;
@@ -320,7 +320,7 @@ static void budget(void) {
     pe_kv_pool_free(&none);
     pe_kv_pool_free(&pool);
 
-    const pe_kv_layer wide[] = {{1, D_K, D_V}, {UINT32_MAX, UINT32_MAX, D_V}};
+    const pe_kv_layer wide[] = {{1, D_K, D_V, false}, {UINT32_MAX, UINT32_MAX, D_V, false}};
     const pe_kv_shape huge = {.n_layers = 2, .layers = wide, .type = PE_KV_F32};
     CHECK_FAILS(pe_kv_pool_init(&pool, &huge, UINT64_MAX, err), PE_ERR_ARG, "fits 64 bits");
 }

@@ -144,6 +144,36 @@ static void encode_zeros(void) {
     }
 }
 
+/* Every type's blocks end where they should; zeros come back as zeros. */
+static void encode_all(void) {
+    for (uint32_t dtype = 0; dtype < PE_DTYPE_END; dtype++) {
+        const pe_dtype_traits *traits = pe_dtype_find(dtype);
+        if (traits == NULL || traits->pack_block == NULL) {
+            continue;
+        }
+        const pe_dtype_info info = traits->info;
+        CHECK(info.can_quantize && info.can_compute, "%s", info.name);
+        const size_t n = 2 * info.block_weights;
+        float *x = guarded(0, n * sizeof *x);
+        float *out = guarded(1, n * sizeof *out);
+        for (uint32_t round = 0; round < 200; round++) {
+            const float width = round == 0 ? 0.0f : ldexpf(1.0f, (int)rng_below(20) - 6);
+            for (size_t i = 0; i < n; i++) {
+                x[i] = rng_below(3) == 0 ? 0.0f : rng_f32(-width, width);
+            }
+            uint8_t *blocks = guarded(2, 2 * info.block_bytes);
+            CHECK_OK(pe_quantize(blocks, dtype, x, n, err));
+            CHECK_OK(pe_dequantize(out, dtype, blocks, n, err));
+            for (size_t i = 0; i < n; i++) {
+                // The coarsest, Q2_K, has steps of up to two thirds of the width.
+                CHECK(fabsf(out[i] - x[i]) <= 0.5f * width, "%s: %g became %g of width %g",
+                      info.name, (double)x[i], (double)out[i], (double)width);
+            }
+            check_guards();
+        }
+    }
+}
+
 /* A weight comes back within half a step, or a whole one where Q4_0 clips; the step
  * is kept to 11 bits. */
 static void round_trip(void) {
@@ -180,7 +210,8 @@ static void refusals(void) {
     float x[64];
     uint8_t out[256];
     float decoded[64];
-    static const uint32_t block_types[] = {PE_DTYPE_Q4_0, PE_DTYPE_Q4_1, PE_DTYPE_Q8_0};
+    static const uint32_t block_types[] = {PE_DTYPE_Q4_0, PE_DTYPE_Q4_1, PE_DTYPE_Q5_0,
+                                           PE_DTYPE_Q5_1, PE_DTYPE_Q8_0, PE_DTYPE_IQ4_NL};
     for (size_t t = 0; t < PE_LEN(block_types); t++) {
         const uint32_t dtype = block_types[t];
         for (size_t i = 0; i < 64; i++) {
@@ -196,6 +227,22 @@ static void refusals(void) {
         x[63] = 1e30f;
         CHECK_FAILS(pe_quantize(out, dtype, x, 64, err), PE_ERR_NUMERIC, "weights 32 to 63");
     }
+    static const uint32_t super_types[] = {PE_DTYPE_Q2_K, PE_DTYPE_Q3_K, PE_DTYPE_Q4_K,
+                                           PE_DTYPE_Q5_K, PE_DTYPE_Q6_K, PE_DTYPE_IQ4_XS};
+    static const float too_large[] = {3e9f, 1e13f, 1e20f, 3.4e38f};  // sums overflow at last
+    for (size_t t = 0; t < PE_LEN(super_types); t++) {
+        float wide[512] = {0};
+        uint8_t blocks[2 * sizeof(pe_block_q6_k)];
+        for (size_t v = 0; v < PE_LEN(too_large); v++) {
+            wide[260] = too_large[v];
+            wide[500] = -1.0f;
+            CHECK_FAILS(pe_quantize(blocks, super_types[t], wide, 512, err), PE_ERR_NUMERIC,
+                        "weights 256 to 511");
+        }
+        wide[511] = NAN;
+        CHECK_FAILS(pe_quantize(blocks, super_types[t], wide, 512, err), PE_ERR_NUMERIC,
+                    "weight 511");
+    }
     // The last scale that fits fp16, and the next; for Q4_1 the minimum too.
     x[63] = 65519.0f * 127.0f;
     CHECK_OK(pe_quantize(out, PE_DTYPE_Q8_0, x, 64, err));
@@ -210,7 +257,8 @@ static void refusals(void) {
     x[1] = -3.4e38f;  // their difference overflows
     CHECK_FAILS(pe_quantize(out, PE_DTYPE_Q4_1, x, 32, err), PE_ERR_NUMERIC, "fits fp16");
 
-    CHECK_FAILS(pe_quantize(out, PE_DTYPE_Q6_K, x, 256, err), PE_ERR_UNSUPPORTED, "Q6_K");
+    CHECK_FAILS(pe_quantize(out, 9, x, 32, err), PE_ERR_UNSUPPORTED, "Q8_1");
+    CHECK_FAILS(pe_quantize(out, PE_DTYPE_Q6_K, x, 32, err), PE_ERR_ARG, "whole blocks of 256");
     CHECK_FAILS(pe_dequantize(decoded, PE_DTYPE_Q6_K, out, 128, err), PE_ERR_ARG, "256");
     CHECK_FAILS(pe_dequantize(decoded, 16, out, 256, err), PE_ERR_UNSUPPORTED, "IQ2_XXS");
     CHECK_FAILS(pe_quantize(out, 99, x, 32, err), PE_ERR_UNSUPPORTED, "99");
@@ -328,9 +376,9 @@ static void ties(void) {
 
 int main(void) {
     static const test_case tests[] = {
-        TEST(decode_q4),      TEST(decode_q8_0),  TEST(decode_q6_k),
-        TEST(encode_by_hand), TEST(encode_zeros), TEST(round_trip),
-        TEST(refusals),       TEST(halves),       TEST(ties),
+        TEST(decode_q4),    TEST(decode_q8_0), TEST(decode_q6_k), TEST(encode_by_hand),
+        TEST(encode_zeros), TEST(encode_all),  TEST(round_trip),  TEST(refusals),
+        TEST(halves),       TEST(ties),
     };
     return run_tests(tests, PE_LEN(tests));
 }

@@ -599,8 +599,8 @@ def test_incomplete_folders(make: Maker, monkeypatch: pytest.MonkeyPatch) -> Non
     (folder / "config.json").write_text("{")
     with pytest.raises(ConversionError, match=r"config.json: expected JSON"):
         converters.convert(folder, out)
-    with pytest.raises(ArgumentError, match=r"dtype: expected one of .* found 'q5_0'"):
-        converters.convert(folder, out, dtype="q5_0")
+    with pytest.raises(ArgumentError, match=r"dtype: expected one of .* found 'q7_0'"):
+        converters.convert(folder, out, dtype="q7_0")
 
 
 def converted_fields(folder: Path) -> dict[str, Any]:
@@ -658,7 +658,10 @@ def test_merges_as_strings_and_with_spaces(make: Maker, bpe: Json) -> None:
         (lambda t: t["model"]["vocab"].update(big=VOCAB), "'big': .* vocab_size 320, found 320"),
         (lambda t: t["model"]["vocab"].update(twin=5), "id 5: expected one token, found"),
         (lambda t: t["model"]["vocab"].update(neg=-1), "'neg': expected an id from 0 up"),
-        (lambda t: t["model"].update(type="Unigram"), "expected type 'BPE', found 'Unigram'"),
+        (
+            lambda t: t["model"].update(type="Unigram"),
+            "expected type 'BPE' or 'WordPiece', found 'Unigram'",
+        ),
         (lambda t: t["model"].update(merges={}), "merges: expected a list, found dict"),
         (lambda t: t["model"].update(end_of_word_suffix="</w>"), "end_of_word_suffix: .*</w>"),
         (lambda t: t.update(added_tokens=[{"id": "1"}]), "added_tokens: expected objects"),

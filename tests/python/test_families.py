@@ -99,6 +99,8 @@ def test_no_bit_depends_on_how_a_text_is_cut(
         parts = [tokens[:1], tokens[1:34], tokens[34:70], *([t] for t in tokens[70:])]
         found = np.concatenate([session.feed(part, logits="all") for part in parts])
         assert np.array_equal(found, expected)
+        # Tokens whose logits nobody wants leave the last layer in the middle of it.
+        assert np.array_equal(engine.session().feed(tokens, logits="last")[-1], expected[-1])
         session.rewind(41)
         fork = session.fork()
         assert np.array_equal(fork.feed(tokens[41:], logits="all"), expected[41:])
@@ -187,6 +189,141 @@ def test_a_text_model_inside_one_that_sees_is_the_same_model(
     found, expected = tensors_of(tmp_path / "out.gguf"), tensors_of(converted(name, "f32"))
     assert found.keys() == expected.keys()
     assert all(np.array_equal(found[key].data, expected[key].data) for key in found)
+
+
+def test_what_qwen35_has_beside_its_text_is_left_out(converted: Converted, tmp_path: Path) -> None:
+    folder = source_of("qwen35moe", tmp_path / "wrapped")
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config.pop("architectures")
+    config["layer_types"], config["mtp_num_hidden_layers"] = (
+        ["full_attention", "linear_attention"],
+        1,
+    )
+    wrapper = {"architectures": ["Qwen3_5MoeForConditionalGeneration"], "text_config": config}
+    (folder / "config.json").write_text(json.dumps(wrapper))
+    stored = read_safetensors(folder / "model.safetensors")
+    for layer in range(2):  # as the original has them: all experts in one tensor, gates first
+        at = f"model.layers.{layer}.mlp.experts."
+        each = [
+            [stored.pop(f"{at}{i}.{part}_proj.weight") for part in ("gate", "up", "down")]
+            for i in range(3)
+        ]
+        gate_up = b"".join(gate[2] + up[2] for gate, up, _ in each)
+        stored[at + "gate_up_proj"] = ("BF16", [3, 64, 32], gate_up)
+        stored[at + "down_proj"] = ("BF16", [3, 32, 32], b"".join(row[2][2] for row in each))
+    renamed = {
+        name.replace("model.", "model.language_model.", 1): row for name, row in stored.items()
+    }
+    renamed["model.visual.x.weight"] = renamed["mtp.fc.weight"] = ("BF16", [4], bytes(8))
+    write_safetensors(folder / "model.safetensors", renamed)
+    converters.convert(folder, tmp_path / "out.gguf", dtype="f32")
+    found, expected = tensors_of(tmp_path / "out.gguf"), tensors_of(converted("qwen35moe", "f32"))
+    assert found.keys() == expected.keys()
+    assert all(np.array_equal(found[name].data, expected[name].data) for name in found)
+
+
+def with_fields(
+    path: Path, source: Path, fields: dict[str, Any], more: tuple[str, ...] = ()
+) -> Path:
+    """The file with other metadata, None for none, and with more tensors."""
+    reader = gguf.GGUFReader(source)
+    writer = gguf.GGUFWriter(path, "qwen35")
+    for name, field in reader.fields.items():
+        key = name.removeprefix("qwen35.")
+        if name.startswith("GGUF.") or name == "general.architecture" or key in fields:
+            continue
+        kind = field.types[0]
+        inner = field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None
+        writer.add_key_value(name, field.contents(), kind, inner)
+    for key, value in fields.items():
+        if isinstance(value, list):
+            writer.add_array(f"qwen35.{key}", value)
+        elif value is not None:
+            writer.add_uint32(f"qwen35.{key}", value)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data)
+    for name in more:
+        writer.add_tensor(name, np.ones(32, np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_layers_that_predict_further_tokens_are_passed_over(
+    converted: Converted, tmp_path: Path
+) -> None:
+    source, tokens = converted("qwen35", "f32"), tokens_of("qwen35")
+    path = with_fields(
+        tmp_path / "more.gguf",
+        source,
+        {
+            "block_count": 5,
+            "nextn_predict_layers": 1,
+            "attention.recurrent_layers": [True, True, True, False, False],
+            "full_attention_interval": 4,
+        },
+        ("blk.4.attn_norm.weight", "blk.4.nextn.enorm.weight"),
+    )
+    with Engine(source, n_threads=1) as engine, Engine(path, n_threads=1) as more:
+        assert np.array_equal(more.logits(tokens), engine.logits(tokens))
+    with pytest.raises(UnsupportedModelError, match=r"blk\.5\.attn_norm.*expected only weights"):
+        Engine(with_fields(tmp_path / "x.gguf", path, {}, ("blk.5.attn_norm.weight",)))
+
+
+def test_a_period_says_which_layers_are_recurrent(converted: Converted, tmp_path: Path) -> None:
+    source, tokens = converted("qwen35", "f32"), tokens_of("qwen35")
+    with Engine(source, n_threads=1) as engine:
+        expected = engine.logits(tokens)
+    for period in (None, 4):
+        fields = {"attention.recurrent_layers": None, "full_attention_interval": period}
+        with Engine(with_fields(tmp_path / "p.gguf", source, fields), n_threads=1) as engine:
+            assert np.array_equal(engine.logits(tokens), expected)
+
+
+HUGE = 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ssm.conv_kernel": 0}, "tokens of the convolution: expected 1 to 16, found 0"),
+        ({"ssm.conv_kernel": HUGE}, "tokens of the convolution: expected 1 to 16"),
+        ({"ssm.conv_kernel": None}, "ssm.conv_kernel: expected a value"),
+        ({"ssm.group_count": 0}, "key heads of the delta rule: expected 1 to 65536, found 0"),
+        ({"ssm.group_count": HUGE}, "key heads of the delta rule"),
+        ({"ssm.group_count": 3}, "expected value heads that are a multiple of the 3 key heads"),
+        ({"ssm.time_step_rank": 0}, "value heads of the delta rule: expected 1 to 65536, found 0"),
+        ({"ssm.time_step_rank": HUGE}, "value heads of the delta rule"),
+        ({"ssm.state_size": 0}, "key length of the delta rule: expected 1 to 8388608, found 0"),
+        ({"ssm.state_size": HUGE}, "key length of the delta rule"),
+        (
+            {"ssm.state_size": 8388608},
+            "recurrent layers: expected states|expected shape|expected a",
+        ),
+        ({"ssm.inner_size": 0}, "values of the delta rule: expected 1 to 16777216, found 0"),
+        ({"ssm.inner_size": HUGE}, "values of the delta rule"),
+        ({"ssm.inner_size": 62}, "share 62 values, found 4"),
+        ({"ssm.inner_size": 128}, "expected shape"),
+        ({"nextn_predict_layers": 4}, "layers that predict: expected 0 to 3, found 4"),
+        ({"nextn_predict_layers": HUGE}, "layers that predict: expected 0 to 3"),
+        ({"attention.value_length": 8}, "value length: expected 16 to 16, found 8"),
+        ({"attention.recurrent_layers": [True]}, "expected a flag for layer 1"),
+        ({"attention.recurrent_layers": [False] * 4}, "expected a tensor"),
+        ({"rope.dimension_sections": 2}, "dimension_sections: expected an array of four numbers"),
+        ({"rope.dimension_sections": [1, 1, 0]}, "expected an array of four numbers"),
+        ({"rope.dimension_sections": [1, 1, -1, 0]}, "expected an array of four numbers"),
+        ({"rope.dimension_sections": [0, 0, 0, 0]}, "sections that share 2 pairs in turn, found 0"),
+        ({"rope.dimension_sections": [1, 0, 1, 0]}, "that share 2 pairs in turn, found 1, 0, 1, 0"),
+    ],
+)
+def test_sizes_of_linear_attention_that_cannot_be_are_refused(
+    converted: Converted, tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    path = with_fields(tmp_path / "bad.gguf", converted("qwen35", "f32"), fields)
+    with pytest.raises((ModelFormatError, UnsupportedModelError), match=message):
+        Engine(path)
 
 
 def test_experts_in_mxfp4_keep_their_bits(tmp_path: Path) -> None:
@@ -337,7 +474,7 @@ def test_only_what_is_read_counts(converted: Converted) -> None:
         (
             "feed_forward_length",
             [64, 64, 128],
-            "expected a number for layer 3, found an array of 3",
+            "32-bit number for each of 4 layers, found an array of 3",
         ),
         ("feed_forward_length", [64, 64, 128, 0], "feed-forward length: expected 1 to"),
         ("feed_forward_length", [64, 64, 64, 64], "blk.2.ffn_gate.weight: expected shape"),
@@ -437,6 +574,31 @@ def test_gemma4_has_its_tokenizer_as_merges(tmp_path: Path) -> None:
         ("qwen3moe", {"mlp_only_layers": [1]}, "mlp_only_layers: expected None or"),
         ("qwen3moe", {"decoder_sparse_step": 2}, "decoder_sparse_step: expected None or 1"),
         ("qwen3moe", {"num_experts_per_tok": 9}, "num_experts_per_tok: expected at most the 4"),
+        ("qwen35", {"layer_types": ["full_attention"]}, "layer_types: expected 4 times linear_att"),
+        ("qwen35", {"layer_types": [[]] * 4}, "layer_types: expected 4 times linear_attention or"),
+        ("qwen35", {"attention_bias": True}, "attention_bias: expected None or False"),
+        (
+            "qwen35",
+            {"linear_num_value_heads": 3},
+            "expected a multiple of the 2 key heads",
+        ),
+        (
+            "qwen35",
+            {"linear_conv_kernel_dim": 0},
+            "linear_conv_kernel_dim: expected a posi",
+        ),
+        (
+            "qwen35",
+            {"rope_parameters": {"mrope_section": [1, 1]}},
+            "expected three numbers that",
+        ),
+        (
+            "qwen35",
+            {"rope_parameters": {"mrope_section": [2, 0, 0], "partial_rotary_factor": 0.25}},
+            "mrope_section: expected three numbers that share out 2 pairs in turn",
+        ),
+        ("qwen3next", {"mlp_only_layers": [1]}, "mlp_only_layers: expected None or"),
+        ("qwen35", {"intermediate_size": None}, "intermediate_size: expected a positive integer"),
         ("gpt-oss", {"swiglu_limit": 5.0}, "swiglu_limit: expected None or 7.0"),
         ("gpt-oss", {"quantization_config": {"quant_method": "fp8"}}, "found quant_method 'fp8'"),
         ("phi3", {"rope_parameters": {"rope_type": "linear"}}, "rope_type: expected 'default' or"),

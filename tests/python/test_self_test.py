@@ -6,7 +6,6 @@ import json
 import shutil
 import struct
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ import tokenizers
 import converters
 from converters import _self_test as made
 from pyengine import ChatTemplateError, ConversionError, Engine, ModelFile, TokenizerError
+from pyengine._pretokenizers import PRE_TOKENIZERS
 from pyengine._self_test import CHAT_HASH, IDS, LENGTHS, TEMPLATE_HASH, TEXTS, check_tokenizer
 from pyengine._tokenizer import Tokenizer
 
@@ -131,8 +131,7 @@ def test_files_without_it_load_as_before(checkpoint: Path, tmp_path: Path) -> No
 def test_a_tokenizer_that_comes_out_otherwise_is_not_written(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real: Callable[[Path], Any] = made._original
-    monkeypatch.setattr(made, "_original", lambda source: (lambda text: [0], real(source)[1]))
+    monkeypatch.setattr(made, "_original", lambda source: lambda text: [0])
     with pytest.raises(ConversionError, match=r"expected the original's ids \[0\]"):
         converters.convert(checkpoint, tmp_path / "no.gguf", dtype="f32")
     assert not (tmp_path / "no.gguf").exists()
@@ -157,18 +156,37 @@ def test_only_what_stays_the_same_is_hashed(
         assert engine.generate("Hi", max_tokens=1).tokens is not None
 
 
-def test_decomposed_letters_of_a_tokenizer_that_composes_are_left_out(
-    checkpoint: Path, tmp_path: Path
+@pytest.mark.parametrize("composes", [True, False])
+@pytest.mark.parametrize("named", ["gpt-2", "qwen2"])
+def test_letters_and_accents_are_composed_as_the_original_does(
+    checkpoint: Path, tmp_path: Path, named: str, composes: bool
 ) -> None:
     path = checkpoint / "tokenizer.json"
-    tokenizer = json.loads(path.read_text())
-    path.write_text(json.dumps(tokenizer | {"normalizer": {"type": "NFC"}}))
+    described = json.loads(path.read_text())
+    described["normalizer"] = {"type": "NFC"} if composes else {"type": "Sequence"}
+    if not composes:
+        described["normalizer"]["normalizers"] = []
+    if named == "qwen2":
+        cut = {"type": "Split", "behavior": "Isolated", "invert": False}
+        cut["pattern"] = {"Regex": PRE_TOKENIZERS[named].patterns[0]}
+        byte_level = described["pre_tokenizer"] | {"use_regex": False}
+        described["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cut, byte_level]}
+    path.write_text(json.dumps(described))
+    original = tokenizers.Tokenizer.from_file(str(path))
     out = tmp_path / "model.gguf"
     converters.convert(checkpoint, out, dtype="f32")
-    texts = metadata(out)[TEXTS]
-    assert "Hello, world!" in texts
-    assert not [text for text in texts if "e\u0301" in text]
-    Engine(out).close()
+    found = metadata(out)
+    assert found["tokenizer.ggml.pre"] == named
+    assert found.get("pyengine.tokenizer.nfc") == (
+        None if composes == (named == "qwen2") else composes
+    )
+    assert [text for text in found[TEXTS] if "e\u0301" in text]
+    with Engine(out, n_threads=1) as engine:
+        for text in ("e\u0301", "\u212b\u0301 \u1112\u1161\u11ab", "a\u0315\u0300\u05ae\u0301b"):
+            ids = engine.tokenize(text, add_special=False)
+            assert ids == original.encode(text, add_special_tokens=False).ids
+        same = engine.tokenize("e\u0301") == engine.tokenize("\u00e9")
+    assert same == composes
 
 
 @pytest.mark.parametrize("side", ["lstrip", "rstrip"])

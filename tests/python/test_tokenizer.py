@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import unicodedata
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from converters._sentencepiece import _messages
 from pyengine._byte_bpe import BYTE_OF
 from pyengine._errors import ArgumentError, TokenizerError
-from pyengine._pretokenizers import PRE_TOKENIZERS, identify
+from pyengine._pretokenizers import NFC_NAMES, PRE_TOKENIZERS, composes, identify
 from pyengine._text import Utf8Stream
 from pyengine._tokenizer import Tokenizer
 
@@ -62,6 +63,13 @@ NASTY = [
     "\U0001d54f\u212a\u017f\u0130\u0131\u1e9e",
     "abc" * 400,
 ]
+
+COMPOSING = "eaA\u030a\u0301\u0328\u0315\u1112\u1161\u11ab\u212b\u0344 x>"
+
+
+def kept(text: str, pre: str) -> str:
+    """What comes back of a text that was cut by a rule of that name."""
+    return unicodedata.normalize("NFC", text) if pre in NFC_NAMES else text
 
 
 def fixture(*parts: str) -> Path:
@@ -195,7 +203,7 @@ def test_real_vocabularies_round_trip(name: str) -> None:
     tokenizer = gguf_tokenizer(name)
     for text in [*NASTY, "".join(NASTY)]:
         ids = tokenizer.encode(text, add_special=False)
-        assert tokenizer.decode(ids) == text
+        assert tokenizer.decode(ids) == kept(text, tokenizer.pre)
 
 
 @needs_fixtures
@@ -280,7 +288,50 @@ def test_bpe_merges_and_special_tokens() -> None:
 def test_every_rule_compiles_and_loses_nothing(pre: str) -> None:
     tokenizer = Tokenizer.from_metadata(bpe_metadata(pre=pre))
     for text in NASTY:
-        assert tokenizer.decode(tokenizer.encode(text)) == text
+        assert tokenizer.decode(tokenizer.encode(text)) == kept(text, pre)
+
+
+@pytest.mark.parametrize("pre", ["gpt-2", "qwen2", "deepseek-r1-qwen", "command-r"])
+def test_a_name_implies_that_letters_and_accents_are_composed(pre: str) -> None:
+    tokenizer = Tokenizer.from_metadata(bpe_metadata(pre=pre))
+    composed = pre in ("qwen2", "command-r")
+    assert (tokenizer.encode("cafe\u0301") == tokenizer.encode("caf\u00e9")) == composed
+    for said in (True, False):
+        metadata = bpe_metadata(pre=pre) | {"pyengine.tokenizer.nfc": said}
+        tokenizer = Tokenizer.from_metadata(metadata)
+        assert (tokenizer.encode("cafe\u0301") == tokenizer.encode("caf\u00e9")) == said
+    for value in ("yes", 1, None):
+        with pytest.raises(TokenizerError, match=r"pyengine\.tokenizer\.nfc: expected true or"):
+            Tokenizer.from_metadata(bpe_metadata(pre=pre) | {"pyengine.tokenizer.nfc": value})
+
+
+def test_what_is_composed_is_the_text_between_special_tokens() -> None:
+    tokenizer = Tokenizer.from_metadata(bpe_metadata(pre="qwen2"))
+    # ">" and a long solidus would be one letter; the token is found first, as the original does.
+    ids = tokenizer.encode("<tool>\u0338e\u0301")
+    assert ids[0] == bpe_id("<tool>")
+    assert tokenizer.decode(ids[1:]) == "\u0338\u00e9"
+    # Only the composed letter's bytes must have tokens.
+    lacking = [token for token in BYTE_OF if BYTE_OF[token] not in "\u0301".encode()]
+    metadata = bpe_metadata(
+        pre="qwen2", tokens=lacking, token_type=None, merges=[], eos_token_id=None
+    )
+    tokenizer = Tokenizer.from_metadata(metadata)
+    assert tokenizer.decode(tokenizer.encode("e\u0301")) == "\u00e9"
+    with pytest.raises(TokenizerError, match="found none for 0x"):
+        tokenizer.encode("x\u0301")
+
+
+@settings(deadline=None)
+@given(
+    st.text(
+        st.sampled_from("eaA\u030a\u0301\u0328\u0315\u1112\u1161\u11ab\u212b\u0344 x>"), max_size=12
+    )
+)
+def test_composing_equals_the_librarys_own(text: str) -> None:
+    tokenizer = Tokenizer.from_metadata(bpe_metadata(pre="qwen2"))
+    again = tokenizer.decode(tokenizer.encode(text, add_special=False))
+    assert again == tokenizers.normalizers.NFC().normalize_str(text)
 
 
 @settings(deadline=None)
@@ -542,6 +593,27 @@ def test_identify_knows_other_spellings() -> None:
     assert identify(tokenizer_json(split(llama3), ignore_merges=True)) == "llama-bpe"
     qwen2 = PRE_TOKENIZERS["qwen2"].patterns[0]
     assert identify(tokenizer_json(split(qwen2), normalizer={"type": "NFC"})) == "qwen2"
+
+
+@pytest.mark.parametrize(
+    ("normalizer", "expected"),
+    [
+        (None, False),
+        ({"type": "NFC"}, True),
+        ({"type": "Sequence", "normalizers": []}, False),
+        ({"type": "Sequence", "normalizers": [{"type": "NFC"}]}, True),
+        ({"type": "Sequence", "normalizers": [{"type": "NFC"}, {"type": "Lowercase"}]}, None),
+        ({"type": "Sequence", "normalizers": None}, None),
+        ({"type": "Sequence", "normalizers": ["NFC"]}, None),
+        ({"type": "NFKC"}, None),
+        ({}, None),
+        ("NFC", None),
+    ],
+)
+def test_whether_a_file_composes(normalizer: Any, expected: bool | None) -> None:
+    parsed = tokenizer_json(split(PRE_TOKENIZERS["qwen2"].patterns[0]), normalizer=normalizer)
+    assert composes(parsed) is expected
+    assert identify(parsed) == (None if expected is None else "qwen2")
 
 
 @pytest.mark.parametrize(

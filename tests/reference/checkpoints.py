@@ -40,10 +40,39 @@ _LONG = {
 }
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 _WINDOW = {"use_sliding_window": True, "sliding_window": 37}
-_SLIDING, _FULL = "sliding_attention", "full_attention"
+_SLIDING, _FULL, _LINEAR_LAYER = "sliding_attention", "full_attention", "linear_attention"
 _GEMMA4_ROPE = {
     _FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e5},
     _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+}
+_DELTA = {
+    "num_hidden_layers": 4,
+    "head_dim": 16,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25},
+}
+
+_LATENT = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 24,
+    "v_head_dim": 20,
+    "first_k_dense_replace": 1,
+    "moe_intermediate_size": 40,
+    "tie_word_embeddings": False,
+}
+
+_LITE = {
+    "family": "DeepseekV2",
+    **_LATENT,
+    "q_lora_rank": None,
+    "n_routed_experts": 6,
+    "num_experts_per_tok": 2,
+    "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
 }
 
 # What each checkpoint differs in from the smallest grouped-query Llama.
@@ -234,6 +263,176 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "attention_bias": False,
         "rope_parameters": {**_YARN, "truncate": False},
     },
+    "lfm2": {
+        "family": "Lfm2",
+        "num_hidden_layers": 4,
+        "layer_types": ["conv", _FULL, "conv", "conv"],
+        "conv_L_cache": 4,
+        "norm_eps": 1e-3,
+        "block_auto_adjust_ff_dim": False,
+        "tie_word_embeddings": False,
+    },
+    "lfm2 other": {
+        "family": "Lfm2",
+        "num_hidden_layers": 3,
+        "layer_types": ["conv", "conv", _FULL],
+        "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.3,
+    },
+    "deepseek2": {
+        "family": "DeepseekV2",
+        **_LATENT,
+        "q_lora_rank": 24,
+        "topk_method": "group_limited_greedy",
+        "n_group": 4,
+        "topk_group": 2,
+        "n_routed_experts": 8,
+        "num_experts_per_tok": 3,
+        "routed_scaling_factor": 1.7,
+        "rope_parameters": {**_YARN, "mscale": 0.707, "mscale_all_dim": 0.707},
+    },
+    "deepseek2 lite": _LITE,
+    # llama.cpp knows models whose queries have no latent by their number of layers.
+    "deepseek2 lite deep": {**_LITE, "num_hidden_layers": 26},
+    "deepseek3": {
+        "family": "DeepseekV3",
+        **_LATENT,
+        "num_hidden_layers": 3,
+        "q_lora_rank": 24,
+        "n_routed_experts": 12,
+        "num_experts_per_tok": 4,
+        "n_group": 4,
+        "topk_group": 2,
+        "rope_parameters": {**_YARN, "mscale": 1.0, "mscale_all_dim": 1.0},
+    },
+    "deepseek3 gains": {
+        "family": "DeepseekV3",
+        **_LATENT,
+        "num_hidden_layers": 3,
+        "q_lora_rank": 24,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "n_group": 1,
+        "topk_group": 1,
+        "tie_word_embeddings": True,
+        "rope_parameters": {**_YARN, "mscale": 0.6, "mscale_all_dim": 1.1},
+    },
+    "deepseek3 other": {
+        "family": "DeepseekV3",
+        **_LATENT,
+        "q_lora_rank": None,
+        "n_shared_experts": 2,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "n_group": 3,
+        "topk_group": 2,
+        "norm_topk_prob": False,
+        "rope_parameters": _YARN,
+    },
+    "glm4 flash": {
+        "family": "Glm4MoeLite",
+        **_LATENT,
+        "num_hidden_layers": 3,
+        "q_lora_rank": 40,
+        "n_routed_experts": 6,
+        "num_experts_per_tok": 2,
+        "v_head_dim": 32,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6},
+    },
+    "granitehybrid": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 4,
+        "layer_types": ["mamba", "attention", "mamba", "mamba"],
+        "num_local_experts": 4,
+        "num_experts_per_tok": 2,
+        "shared_intermediate_size": 128,
+        "mamba_n_heads": 8,
+        "mamba_n_groups": 2,
+        "mamba_d_state": 40,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.4,
+        "attention_multiplier": 0.11,
+        "logits_scaling": 0.5,
+    },
+    "granitehybrid dense": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 3,
+        "layer_types": ["attention", "mamba", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 160,
+        "mamba_n_heads": 2,
+        "mamba_d_state": 16,
+        "mamba_d_conv": 3,
+        "mamba_conv_bias": False,
+        "attention_multiplier": 0.25,
+        "tie_word_embeddings": False,
+    },
+    "granitehybrid rope": {
+        "family": "GraniteMoeHybrid",
+        "num_hidden_layers": 2,
+        "layer_types": ["mamba", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 96,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 16,
+        "mamba_n_groups": 4,
+        "mamba_d_state": 32,
+        "attention_multiplier": 0.25,
+    },
+    "granitehybrid attention": {
+        "family": "GraniteMoeHybrid",
+        "layer_types": ["attention", "attention"],
+        "num_local_experts": 0,
+        "shared_intermediate_size": 160,
+        "position_embedding_type": "rope",
+        "mamba_n_heads": 2,
+        "attention_multiplier": 0.25,
+    },
+    "qwen35": {"family": "Qwen3_5", **_DELTA},
+    "qwen35 other": {
+        "family": "Qwen3_5",
+        **_DELTA,
+        "num_hidden_layers": 5,
+        "layer_types": [_FULL, _LINEAR_LAYER, _FULL, _LINEAR_LAYER, _LINEAR_LAYER],
+        "linear_num_value_heads": 2,
+        "linear_conv_kernel_dim": 3,
+        "linear_key_head_dim": 24,
+        "linear_value_head_dim": 24,
+        "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "rope_theta": 1e5,
+            "partial_rotary_factor": 0.5,
+            "mrope_section": [2, 1, 1],
+            "mrope_interleaved": True,
+        },
+    },
+    "qwen35 wide": {
+        "family": "Qwen3_5",
+        **_DELTA,
+        "linear_num_key_heads": 3,
+        "linear_num_value_heads": 6,
+        "linear_value_head_dim": 20,
+    },
+    "qwen35moe": {
+        "family": "Qwen3_5Moe",
+        **_DELTA,
+        "num_experts": 6,
+        "num_experts_per_tok": 3,
+        "moe_intermediate_size": 32,
+        "shared_expert_intermediate_size": 48,
+    },
+    "qwen3next": {
+        "family": "Qwen3Next",
+        **_DELTA,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 40,
+        "shared_expert_intermediate_size": 32,
+    },
     "gemma4 inputs": {  # as E2B
         "family": "Gemma4",
         "num_hidden_layers": 5,
@@ -358,22 +557,32 @@ def save_checkpoint(
     options.pop("family", None)
     if family == "Gemma4":
         options["vocab_size_per_layer_input"] = options["vocab_size"]
-    kind = "TextConfig" if family in ("Gemma3", "Gemma4", "Gemma4Unified") else "Config"
-    config = getattr(transformers, f"{family}{kind}")
+    inner = family in ("Gemma3", "Gemma4", "Gemma4Unified", "Qwen3_5", "Qwen3_5Moe")
+    config = getattr(transformers, f"{family}{'TextConfig' if inner else 'Config'}")
     model: Any = getattr(transformers, f"{family}ForCausalLM")(config(**options))
-    # The norms of Gemma 2 and 3 add 1 to their weights themselves.
-    center = 0.0 if family in ("Gemma2", "Gemma3") else 1.0
+    # Some norms add 1 to their weights themselves.
+    own = ("Gemma2", "Gemma3", "Qwen3_5", "Qwen3_5Moe", "Qwen3Next")
+    center = 0.0 if family in own else 1.0
     generator = torch.Generator().manual_seed(seed)
     scalars = [item for item in model.named_buffers() if item[0].endswith("layer_scalar")]
     with torch.no_grad():
         for name, weight in sorted([*model.named_parameters(), *scalars]):
             weight.normal_(generator=generator)
-            if name.endswith(".bias"):
+            if name.endswith("linear_attn.A_log"):
+                weight.sub_(2.0)  # some heads forget at once, some hardly
+            elif name.endswith(".A_log"):
+                weight.sub_(3.0)  # a memory of some ten tokens
+            elif name.endswith(".bias"):
                 weight.mul_(0.3)
+            elif name.endswith("linear_attn.norm.weight"):
+                weight.mul_(0.2).add_(1.0)
             elif weight.ndim == 1:
                 weight.mul_(0.2).add_(center)
             else:
                 weight.mul_(1.5 / weight.shape[1] ** 0.5)
+        for name, bias in sorted(model.named_buffers()):
+            if name.endswith("e_score_correction_bias"):  # sigmoids differ by about as much
+                bias.normal_(generator=generator).mul_(0.2)
     folder.mkdir(parents=True, exist_ok=True)
     model.to(dtype).save_pretrained(folder, safe_serialization=True)
     words.save(str(folder / "tokenizer.json"))

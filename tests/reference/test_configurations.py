@@ -33,9 +33,12 @@ FAMILIES = {
     "GraniteMoe": ("attention_bias", "experts", "scales"),
     "GraniteMoeShared": ("experts", "scales", "shared"),
     "GptOss": ("attention_bias", "layer window", "experts"),
+    "Qwen3_5": ("delta",),
+    "Qwen3_5Moe": ("delta", "experts", "shared"),
+    "Qwen3Next": ("delta", "experts", "shared"),
     "Gemma4": ("layered",),
 }
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 
 
 def rope(rng: random.Random, family: str, head_dim: int) -> dict[str, Any]:
@@ -48,6 +51,9 @@ def rope(rng: random.Random, family: str, head_dim: int) -> dict[str, Any]:
     kind = rng.choice(kinds)
     out: dict[str, Any] = {"rope_type": kind, "rope_theta": base}
     dims = head_dim
+    if "delta" in FAMILIES[family]:
+        # Half of a head at least: rotated dimensions are even.
+        out["partial_rotary_factor"] = rng.choice([0.5, 1.0])
     if family == "Phi3":
         out["partial_rotary_factor"] = rng.choice([0.5, 1.0])
         dims = int(head_dim * out["partial_rotary_factor"])
@@ -148,13 +154,29 @@ def draw(family: str, seed: int) -> dict[str, Any]:
             "moe_intermediate_size": rng.choice([24, 64]),
             "norm_topk_prob": rng.random() < 0.5,
         }
-        if family == "Qwen3Moe":
+        if family in ("Qwen3Moe", "Qwen3_5Moe", "Qwen3Next"):
             out["num_experts"] = out.pop("num_local_experts")
         else:
             del out["moe_intermediate_size"], out["norm_topk_prob"]
     if "layered" in traits:
         out |= draw_layered(rng, heads, types)
-    if "shared" in traits:
+    if "delta" in traits:
+        n = rng.choice([1, 2, 3])
+        types = [rng.choice([FULL, LINEAR]) for _ in range(layers - 1)]
+        out |= {
+            "layer_types": [*types, FULL] if rng.random() < 0.5 else [FULL, *types],
+            "linear_num_key_heads": n,
+            "linear_num_value_heads": n * rng.choice([1, 2, 3]),
+            "linear_key_head_dim": rng.choice([8, 20, 32]),
+            "linear_value_head_dim": rng.choice([8, 20, 72]),
+            "linear_conv_kernel_dim": rng.choice([1, 2, 4]),
+        }
+        out["shared_expert_intermediate_size"] = rng.choice([24, 48])
+        if family == "Qwen3_5":
+            out.pop("shared_expert_intermediate_size")
+        if family == "Qwen3_5Moe":
+            out.pop("norm_topk_prob"), out.pop("intermediate_size")
+    elif "shared" in traits:
         out["shared_intermediate_size"] = rng.choice([0, 48])
     return out
 

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import checkpoints
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
 
+import converters
 from pyengine import Engine
 
 Array = np.ndarray[Any, Any]
@@ -30,8 +32,32 @@ WRITTEN = [
     ("q4_1", False),
     ("q4_0", True),
     ("q4_1", True),
+    ("q6_k", False),
+    ("q5_k", False),
+    ("q5_1", False),
+    ("q5_0", True),
+    ("q4_k", False),
+    ("q4_k", True),
+    ("iq4_xs", False),
+    ("iq4_nl", False),
+    ("mxfp4", False),
+    ("q3_k", False),
+    ("q2_k", True),
 ]
 FTYPES = {"q4_0": 2, "q4_1": 3, "q8_0": 7}
+# Those of which every matrix is of the type named, if it is told to be pure.
+PURE_FTYPES = {
+    **FTYPES,
+    "q5_0": 8,
+    "q5_1": 9,
+    "q2_k": 10,
+    "q3_k": 11,
+    "q4_k": 14,
+    "q5_k": 16,
+    "q6_k": 18,
+    "iq4_nl": 25,
+    "iq4_xs": 30,
+}
 TEXTS = [
     "Hello, world! It's  we'll\n\n 3.14 x",
     " leading and trailing ",
@@ -122,6 +148,19 @@ def test_files_that_we_write_have_the_same_perplexity_there(
     assert found.value == pytest.approx(expected, rel=0.005)
 
 
+def test_files_of_mixed_types_have_the_same_perplexity_there(
+    fixtures: Path, tmp_path: Path, text: str
+) -> None:
+    path = tmp_path / "mixed.gguf"
+    types = {"blk.*.ffn_down": "q6_k", "blk.0.*": "q8_0", "token_embd": "q5_k"}
+    converters.convert(fixtures / "models" / "stories-29m", path, dtype="q3_k", tensor_types=types)
+    expected, n_scored = perplexity(path, text)
+    with Engine(path) as engine:
+        found = engine.perplexity(text, window=WINDOW)
+    assert found.n_tokens == n_scored
+    assert found.value == pytest.approx(expected, rel=0.005)
+
+
 @pytest.mark.parametrize("pure", [False, True], ids=["default", "pure"])
 @pytest.mark.parametrize("dtype", FTYPES)
 def test_files_that_it_quantizes_have_the_same_perplexity_here(
@@ -157,6 +196,23 @@ def test_its_8_bit_file_gives_the_same_bits_as_ours(
         assert np.array_equal(ours.logits(tokens), its.logits(tokens))
 
 
+@pytest.mark.parametrize("dtype", PURE_FTYPES)
+def test_its_quantizer_writes_the_bytes_of_our_converter(
+    stories: Stories, tmp_path: Path, dtype: str
+) -> None:
+    out = tmp_path / "theirs.gguf"
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.pure, params.nthread = PURE_FTYPES[dtype], True, 2
+    status = llama_cpp.llama_model_quantize(str(stories("f32")).encode(), str(out).encode(), params)
+    assert status == 0
+    its = {tensor.name: tensor for tensor in gguf.GGUFReader(out).tensors}
+    ours = {tensor.name: tensor for tensor in gguf.GGUFReader(stories(dtype, True)).tensors}
+    assert its.keys() == ours.keys()
+    for name, tensor in ours.items():
+        assert tensor.tensor_type == its[name].tensor_type, name
+        assert np.array_equal(tensor.data, its[name].data), name
+
+
 def test_both_tokenize_alike(stories: Stories, valid_text: str) -> None:
     path = stories("q4_0")
     with Engine(path) as engine, opened(path) as model:
@@ -178,6 +234,11 @@ DIFFERENT_THERE = {
     "smollm3 other": "has no biases and knows one pattern of layers without rotation",
     "olmo2": "has no output bias in this architecture",
     "qwen3moe unnormed": "has no biases and always norms the experts' weights",
+    "deepseek2": "adds up the best two experts of a group, with softmax, too",
+    "deepseek2 lite": "knows models whose queries have no latent by their number of layers",
+    "deepseek3 other": "the same, and scales scores where only angles are scaled",
+    "granitehybrid dense": "cannot do without the convolution's bias",
+    "qwen35 wide": "has keys and values of one width in linear attention",
     "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
     "gemma4 other": "takes the last two layers with keys and values to be windowed and not",
 }

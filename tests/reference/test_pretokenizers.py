@@ -10,6 +10,7 @@ from typing import Any
 import gguf
 import llama_cpp
 import pytest
+import transformers
 
 from pyengine import Tokenizer
 from pyengine._pretokenizers import PRE_TOKENIZERS
@@ -23,6 +24,15 @@ TEXTS = [
     "e\u0301 \u0915\u094d\u0937\u093f \u01c5abc \u02b0a \u3005\u3007 \U0001f468\u200d\U0001f469",
     "def f(x):\n    return x ** 2  # \u00b2\n\n\n\tif x: pass\r\n",
 ]
+
+DECOMPOSED = [
+    "cafe\u0301 nai\u0308ve u\u0308ber",
+    "\u1112\u1161\u11ab\u1100\u116e\u11a8",
+    "\u212b \u2126 \u0344 a\u0315\u0300\u05ae\u0301b",
+    "\u0418\u0306 \u304b\u3099 \u0915\u093c",
+]
+# It composes no letters and accents.
+AS_THERE = {"pyengine.tokenizer.nfc": False}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +53,7 @@ def renamed(
     def make(name: str) -> tuple[Tokenizer, Path]:
         value = struct.pack("<Q", len(name)) + name.encode()
         out.write_bytes(data[:at] + value + data[at + 8 + length :])
-        return Tokenizer.from_metadata(metadata | {"tokenizer.ggml.pre": name}), out
+        return Tokenizer.from_metadata(metadata | {"tokenizer.ggml.pre": name} | AS_THERE), out
 
     return make
 
@@ -58,3 +68,19 @@ def test_equal_to_llama_cpp(renamed: Callable[[str], tuple[Tokenizer, Path]], na
             assert ours.encode(text, add_special=False) == expected, text
     finally:
         model.close()
+
+
+def test_qwen_composes_letters_and_accents_as_transformers_does(fixtures: Path) -> None:
+    source = fixtures / "vocab" / "ggml-vocab-qwen2.gguf"
+    fields = {key: f.contents() for key, f in gguf.GGUFReader(source).fields.items()}
+    ours = Tokenizer.from_metadata(fields)
+    tokens, kinds = fields["tokenizer.ggml.tokens"], fields["tokenizer.ggml.token_type"]
+    vocab = {token: i for i, token in enumerate(tokens) if kinds[i] == gguf.TokenType.NORMAL}
+    merges = [tuple(merge.split(" ")) for merge in fields["tokenizer.ggml.merges"]]
+    original = transformers.Qwen2Tokenizer(vocab=vocab, merges=merges)
+    for text in [*TEXTS, *DECOMPOSED]:
+        expected = original(text, add_special_tokens=False).input_ids
+        assert ours.encode(text, add_special=False) == expected, text
+    for text in DECOMPOSED:
+        raw = Tokenizer.from_metadata(fields | AS_THERE).encode(text, add_special=False)
+        assert raw != ours.encode(text, add_special=False)

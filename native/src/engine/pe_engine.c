@@ -1,43 +1,33 @@
 /* The engine and its sessions: parameters checked, references counted, calls
  * serialised, batches cut to the scratch memory's size.
  */
+#include "pe_engine.h"
+
 #include <inttypes.h>
-#include <pthread.h>
-#include <stdatomic.h>
 #include <unistd.h>
 
 #include "pe_cores.h"
 #include "pe_cpu.h"
 #include "pe_forward.h"
+#include "pe_history.h"
 #include "pe_mem.h"
-#include "pe_resident.h"
 
 /* Enough columns to amortise unpacking the weights; scratch stays below 100 MB for
  * 8B shapes (256 tokens * 4 bytes * (3 * 4096 + 2 * 14336 + ...)). */
 #define DEFAULT_N_BATCH 256u
 #define MAX_N_BATCH 4096u
+/* Where a text must be in one batch, at most so many: 100 MB for a width of 768. */
+#define DEFAULT_N_WHOLE 2048u
 #define MAX_THREADS 1024u
 
 /* After each pass a 32nd of the weights is interleaved: a few percent of what decoding a
  * token takes, for as many tokens. */
 #define RESIDENT_SHARE 32u
 
-struct pe_engine {
-    atomic_uint n_references;
-    pthread_mutex_t mutex;  // held by every call that computes or changes pages
-    pid_t owner;            // the process whose threads and locks these are
-    pe_file *file;
-    pe_model model;
-    pe_ops ops;
-    pe_kv_pool kv;
-    pe_scratch scratch;
-    pe_resident resident;
-    uint32_t n_ctx;
-};
-
 struct pe_session {
     pe_engine *engine;
     pe_kv_table table;
+    pe_history history;  // of recurrent models
     uint32_t n_tokens;
     bool in_call;  // named by a feed of the running call
 };
@@ -80,21 +70,38 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
 
 /* Pages have room for the layers that have keys and values of their own. */
 static pe_status open_kv(pe_engine *engine, pe_kv_type type, uint64_t max_bytes, pe_error *err) {
-    const uint32_t n_layers = engine->model.hparams.n_layers;
-    pe_kv_layer *layers = pe_mem_zalloc(n_layers, sizeof *layers);
+    const pe_model *model = &engine->model;
+    pe_kv_layer *layers = pe_mem_zalloc(model->n_kv_layers, sizeof *layers);
     if (layers == NULL) {
-        return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for %u layers", n_layers);
+        return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for %u layers", model->n_kv_layers);
     }
-    for (uint32_t i = 0; i < n_layers; i++) {
-        const pe_layer_hparams *lp = &engine->model.layer_hparams[i];
-        if (lp->kv_layer == i) {
-            layers[i] = (pe_kv_layer){lp->n_kv_heads, lp->d_k, lp->d_v};
+    for (uint32_t i = 0; i < model->hparams.n_layers; i++) {
+        const pe_layer_hparams *lp = &model->layer_hparams[i];
+        if (lp->has_kv) {
+            layers[lp->kv_layer] = (pe_kv_layer){.n_kv_heads = lp->n_kv_heads,
+                                                 .d_k = lp->d_k,
+                                                 .d_v = lp->d_v,
+                                                 .values_are_keys = model->hparams.d_latent > 0};
         }
     }
-    const pe_kv_shape shape = {.n_layers = n_layers, .layers = layers, .type = type};
+    const pe_kv_shape shape = {.n_layers = model->n_kv_layers, .layers = layers, .type = type};
     const pe_status status = pe_kv_pool_init(&engine->kv, &shape, max_bytes, err);
     pe_mem_free(layers);
     return status;
+}
+
+/* How many tokens go through the layers together. Where every token sees the whole text a text
+ * must be among them, so that the batch bounds the context. */
+static uint32_t size_batch(pe_engine *engine, const pe_engine_params *params) {
+    if (engine->model.hparams.is_causal != 0) {
+        return PE_MIN(params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH, engine->n_ctx);
+    }
+    uint32_t n_batch = params->n_batch;
+    if (n_batch == 0) {
+        n_batch = params->n_ctx > 0 ? params->n_ctx : PE_MIN(engine->n_ctx, DEFAULT_N_WHOLE);
+    }
+    engine->n_ctx = PE_MIN(engine->n_ctx, n_batch);
+    return n_batch;
 }
 
 static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, pe_error *err) {
@@ -110,20 +117,23 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
     }
     pe_kv_type kv_type = (pe_kv_type)params->kv_type;
     if (kv_type == PE_KV_AUTO) {
-        kv_type = engine->model.all_f32 ? PE_KV_F32 : PE_KV_F16;
+        // What only lives for one layer costs next to nothing.
+        kv_type = engine->model.all_f32 || hp->is_causal == 0 ? PE_KV_F32 : PE_KV_F16;
     }
     const uint64_t max_kv_bytes = params->max_kv_bytes > 0 ? params->max_kv_bytes : UINT64_MAX;
     PE_TRY(open_kv(engine, kv_type, max_kv_bytes, err));
+    engine->states =
+        (pe_state_pool){.budget = &engine->kv.budget, .n_floats = engine->model.state_floats};
     pe_kernels_init(&engine->ops.kernels, (pe_isa)params->isa);
-    const uint32_t n_batch = params->n_batch > 0 ? params->n_batch : DEFAULT_N_BATCH;
+    const uint32_t n_batch = size_batch(engine, params);
     uint32_t n_threads = params->n_threads;
     if (n_threads == 0) {
         pe_cores cores;
         pe_cores_find(&cores, "", NULL);
         n_threads = PE_MIN(cores.n_threads, MAX_THREADS);
     }
-    PE_TRY(pe_scratch_init(&engine->scratch, &engine->model, PE_MIN(n_batch, engine->n_ctx),
-                           engine->n_ctx, n_threads, err));
+    PE_TRY(
+        pe_scratch_init(&engine->scratch, &engine->model, n_batch, engine->n_ctx, n_threads, err));
     PE_TRY(pe_pool_new(&engine->ops.pool, n_threads, err));
     const pe_resident_mode mode = (pe_resident_mode)params->resident;
     PE_TRY(pe_resident_init(&engine->resident, &engine->model, &engine->ops, mode, err));
@@ -159,7 +169,7 @@ static bool is_forked(const pe_engine *engine) {
     return engine->owner != getpid();
 }
 
-static pe_status check_owner(const pe_engine *engine, pe_error *err) {
+pe_status pe_engine_check_owner(const pe_engine *engine, pe_error *err) {
     if (is_forked(engine)) {
         return pe_fail(err, PE_ERR_ARG,
                        "engine: expected the process %ld that opened it, found its child %ld",
@@ -202,20 +212,34 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
         .decode_bytes = engine->model.decode_bytes,
         .scratch_bytes = engine->scratch.n_bytes,
         .kv_page_bytes = engine->kv.page_bytes,
-        .kv_bytes = engine->kv.n_pages * engine->kv.page_bytes,
-        .kv_bytes_peak = engine->kv.n_pages_peak * engine->kv.page_bytes,
+        .kv_bytes = engine->kv.budget.n_bytes,
+        .kv_bytes_peak = engine->kv.budget.n_bytes_peak,
+        .is_encoder = hp->is_causal == 0,
+        .pooling = hp->pooling,
         .resident_bytes = engine->resident.n_used,
         .resident_bytes_goal = pe_resident_goal(&engine->resident),
         .resident_why = engine->resident.why,
+        .state_bytes = engine->states.n_floats * sizeof(float),
     };
     pthread_mutex_unlock(&engine->mutex);
+}
+
+/* Whether sessions have a history. */
+static bool is_recurrent(const pe_engine *engine) {
+    return engine->states.n_floats > 0;
 }
 
 /* ---- sessions --------------------------------------------------------- */
 
 pe_status pe_session_new(pe_session **out_session, pe_engine *engine, pe_error *err) {
     *out_session = NULL;
-    PE_TRY(check_owner(engine, err));
+    PE_TRY(pe_engine_check_owner(engine, err));
+    if (engine->model.hparams.is_causal == 0) {
+        return pe_fail(err, PE_ERR_UNSUPPORTED,
+                       "session: expected a model that generates text, found %s, an encoder, which"
+                       " only embeds texts",
+                       engine->model.arch->name);
+    }
     pe_session *session = pe_mem_zalloc(1, sizeof *session);
     if (session == NULL) {
         return pe_fail(err, PE_ERR_NOMEM, "session: no memory for another");
@@ -230,7 +254,10 @@ pe_status pe_session_fork(pe_session **out_session, pe_session *session, pe_erro
     pe_engine *engine = session->engine;
     PE_TRY(pe_session_new(out_session, engine, err));
     pthread_mutex_lock(&engine->mutex);
-    const pe_status status = pe_kv_share(&(*out_session)->table, &session->table, err);
+    pe_status status = pe_kv_share(&(*out_session)->table, &session->table, err);
+    if (status == PE_OK && is_recurrent(engine)) {
+        status = pe_history_share(&(*out_session)->history, &session->history, err);
+    }
     (*out_session)->n_tokens = session->n_tokens;
     pthread_mutex_unlock(&engine->mutex);
     if (status != PE_OK) {
@@ -247,6 +274,7 @@ void pe_session_free(pe_session *session) {
     pe_engine *engine = session->engine;
     pthread_mutex_lock(&engine->mutex);
     pe_kv_clear(&engine->kv, &session->table);
+    pe_history_clear(&session->history, &engine->states);
     pthread_mutex_unlock(&engine->mutex);
     pe_mem_free(session);
     pe_engine_close(engine);
@@ -258,7 +286,7 @@ uint32_t pe_session_n_tokens(const pe_session *session) {
 
 pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *err) {
     pe_engine *engine = session->engine;
-    PE_TRY(check_owner(engine, err));
+    PE_TRY(pe_engine_check_owner(engine, err));
     pe_status status = PE_OK;
     pthread_mutex_lock(&engine->mutex);
     if (n_tokens > session->n_tokens) {
@@ -266,6 +294,9 @@ pe_status pe_session_rewind(pe_session *session, uint32_t n_tokens, pe_error *er
                          session->n_tokens, n_tokens);
     } else {
         pe_kv_truncate(&engine->kv, &session->table, n_tokens);
+        if (is_recurrent(engine)) {
+            pe_history_rewind(&session->history, &engine->states, n_tokens);
+        }
         session->n_tokens = n_tokens;
     }
     pthread_mutex_unlock(&engine->mutex);
@@ -305,53 +336,126 @@ static pe_status check_feed(const pe_engine *engine, const pe_feed *feed, pe_err
     return PE_OK;
 }
 
-/* Runs what the scratch holds and empties it. */
-static pe_status run_batch(pe_engine *engine, const int32_t *cancel, pe_error *err) {
+pe_status pe_engine_run_batch(pe_engine *engine, const int32_t *cancel, pe_error *err) {
     if (engine->scratch.n_tokens == 0) {
         return PE_OK;
     }
     const pe_status status =
         pe_forward(&engine->model, &engine->ops, &engine->kv, &engine->scratch, cancel, err);
     engine->scratch.n_tokens = 0;
+    engine->scratch.n_spans = 0;
     if (status == PE_OK) {
         pe_resident_make(&engine->resident, &engine->ops, RESIDENT_SHARE);
     }
     return status;
 }
 
+/* The position from which on a session's tokens go through the next pass: in front of what it
+ * holds where a state was put back. */
+static uint32_t first_fed(const pe_engine *engine, const pe_session *session) {
+    return is_recurrent(engine) ? session->history.position : session->n_tokens;
+}
+
+/* Takes all memory that a feed cannot do without. */
+static pe_status reserve(pe_engine *engine, const pe_feed *feed, pe_error *err) {
+    pe_session *session = feed->session;
+    PE_TRY(pe_kv_reserve(&engine->kv, &session->table, first_fed(engine, session),
+                         (uint64_t)session->n_tokens + feed->n_tokens, err));
+    if (!is_recurrent(engine)) {
+        return PE_OK;
+    }
+    return pe_history_begin(&session->history, &engine->states, feed->tokens, feed->n_tokens, err);
+}
+
+/* The same for all of them. Checkpoints give way, since the engine does without. */
+static pe_status reserve_all(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
+                             pe_error *err) {
+    for (bool again = true; again;) {
+        pe_status status = PE_OK;
+        for (uint32_t i = 0; i < n_feeds && status == PE_OK; i++) {
+            status = reserve(engine, &feeds[i], err);
+        }
+        if (status != PE_ERR_NOMEM) {
+            return status;
+        }
+        again = false;
+        for (uint32_t i = 0; i < n_feeds; i++) {
+            again |= pe_history_drop_checkpoints(&feeds[i].session->history, &engine->states);
+        }
+        if (!again) {
+            return status;
+        }
+    }
+    return PE_OK;
+}
+
+/* Puts a feed's tokens into the scratch, from `first` on, as many as fit, up to a span; gives
+ * how many. */
+static uint32_t add_tokens(pe_engine *engine, const pe_feed *feed, uint32_t first) {
+    pe_scratch *s = &engine->scratch;
+    pe_session *session = feed->session;
+    const uint32_t end = session->n_tokens + feed->n_tokens;
+    const uint32_t first_logits = end - feed->n_logits;
+    uint32_t n = PE_MIN(end - first, s->n_batch - s->n_tokens);
+    const uint32_t *tokens = feed->tokens + (first - session->n_tokens);
+    if (is_recurrent(engine)) {
+        pe_span *span = &s->spans[s->n_spans++];
+        n = pe_history_plan(&session->history, &engine->states, span, n);
+        span->first = s->n_tokens;
+        tokens = session->history.tokens + first;
+    }
+    for (uint32_t i = 0; i < n; i++, s->n_tokens++) {
+        const uint32_t position = first + i;
+        float *logits = NULL;
+        if (position >= first_logits) {
+            logits =
+                feed->logits + (uint64_t)(position - first_logits) * engine->model.hparams.n_vocab;
+        }
+        s->tokens[s->n_tokens] = (pe_token){.id = tokens[i], .logits = logits};
+        s->places[s->n_tokens] =
+            (pe_place){.table = &session->table, .position = position, .end = position + 1};
+    }
+    return n;
+}
+
 static pe_status run_feeds(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
                            const int32_t *cancel, pe_error *err) {
     pe_scratch *s = &engine->scratch;
     s->n_tokens = 0;
+    s->n_spans = 0;
+    PE_TRY(reserve_all(engine, feeds, n_feeds, err));
     for (uint32_t i = 0; i < n_feeds; i++) {
-        const pe_feed *feed = &feeds[i];
-        pe_session *session = feed->session;
-        PE_TRY(pe_kv_reserve(&engine->kv, &session->table, session->n_tokens,
-                             (uint64_t)session->n_tokens + feed->n_tokens, err));
-    }
-    for (uint32_t i = 0; i < n_feeds; i++) {
-        const pe_feed *feed = &feeds[i];
-        const uint32_t first_logits = feed->n_tokens - feed->n_logits;
-        for (uint32_t j = 0; j < feed->n_tokens; j++) {
-            float *logits = NULL;
-            if (j >= first_logits) {
-                logits =
-                    feed->logits + (uint64_t)(j - first_logits) * engine->model.hparams.n_vocab;
-            }
-            s->tokens[s->n_tokens] = (pe_token){.id = feed->tokens[j], .logits = logits};
-            s->places[s->n_tokens] =
-                (pe_place){.table = &feed->session->table, .position = feed->session->n_tokens + j};
-            if (++s->n_tokens == s->n_batch) {
-                PE_TRY(run_batch(engine, cancel, err));
+        const pe_session *session = feeds[i].session;
+        const uint32_t end = session->n_tokens + feeds[i].n_tokens;
+        for (uint32_t position = first_fed(engine, session); position < end;) {
+            position += add_tokens(engine, &feeds[i], position);
+            if (s->n_tokens == s->n_batch) {
+                PE_TRY(pe_engine_run_batch(engine, cancel, err));
             }
         }
     }
-    return run_batch(engine, cancel, err);
+    return pe_engine_run_batch(engine, cancel, err);
+}
+
+/* After success the session holds the feed's tokens too, after a failure what it held. */
+static void end_feed(pe_engine *engine, const pe_feed *feed, bool ok) {
+    pe_session *session = feed->session;
+    session->in_call = false;
+    if (ok) {
+        session->n_tokens += feed->n_tokens;
+    } else {
+        pe_kv_truncate(&engine->kv, &session->table, session->n_tokens);
+    }
+    if (is_recurrent(engine) && ok) {
+        pe_history_commit(&session->history, &engine->states);
+    } else if (is_recurrent(engine)) {
+        pe_history_abort(&session->history, &engine->states);
+    }
 }
 
 pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
                             const int32_t *cancel, pe_error *err) {
-    PE_TRY(check_owner(engine, err));
+    PE_TRY(pe_engine_check_owner(engine, err));
     pthread_mutex_lock(&engine->mutex);
     pe_status status = PE_OK;
     uint32_t n_checked = 0;
@@ -366,13 +470,7 @@ pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_
         status = run_feeds(engine, feeds, n_feeds, cancel, err);
     }
     for (uint32_t i = 0; i < n_checked; i++) {
-        pe_session *session = feeds[i].session;
-        session->in_call = false;
-        if (status == PE_OK) {
-            session->n_tokens += feeds[i].n_tokens;
-        } else {
-            pe_kv_truncate(&engine->kv, &session->table, session->n_tokens);
-        }
+        end_feed(engine, &feeds[i], status == PE_OK);
     }
     pthread_mutex_unlock(&engine->mutex);
     return status;

@@ -179,6 +179,9 @@ typedef struct pe_unit {
 /* Unpacks unit i_unit of a row. */
 typedef void (*pe_unit_fn)(pe_unit *out, const void *row, size_t i_unit);
 
+/* Packs one block; false when its scale or minimum leaves fp16. See pe_pack.h. */
+typedef bool (*pe_pack_fn)(void *out, const float *x);
+
 /* What a row of dtype is multiplied with. */
 typedef enum pe_acts_kind {
     PE_ACTS_F32,  // floats as they are
@@ -189,6 +192,7 @@ typedef struct pe_dtype_traits {
     pe_dtype_info info;
     pe_acts_kind acts;       // meaningful when info.can_compute
     pe_unit_fn unpack_unit;  // of the quantized types, else NULL
+    pe_pack_fn pack_block;   // likewise
     uint8_t n_scales;        // different scales in a unit: 1 or 2
     bool has_min;
 } pe_dtype_traits;

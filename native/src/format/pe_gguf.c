@@ -450,30 +450,28 @@ pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err) {
     return PE_OK;
 }
 
-/* Element index of an array of numbers as an entry of its own. */
-static bool item_at(pe_meta *out, const pe_meta *meta, uint64_t index) {
+/* Element index of an array of booleans or integers. */
+static bool integer_at(int64_t *out, const pe_meta *meta, uint64_t index) {
     if (meta->type != PE_META_ARRAY || index >= meta->n_items ||
         meta->item_type == PE_META_STRING || meta->item_type == PE_META_ARRAY) {
         return false;
     }
-    *out = *meta;
-    out->type = meta->item_type;
-    out->n_bytes = meta->n_bytes / meta->n_items;
-    out->data = (const uint8_t *)meta->data + index * out->n_bytes;
-    return true;
+    pe_meta item = *meta;
+    item.type = meta->item_type;
+    item.n_bytes = meta->n_bytes / meta->n_items;
+    item.data = (const uint8_t *)meta->data + index * item.n_bytes;
+    if (item.type == PE_META_BOOL) {
+        uint8_t byte;
+        memcpy(&byte, item.data, sizeof byte);
+        *out = byte;
+        return true;
+    }
+    return as_i64(out, &item);
 }
 
 bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
-    pe_meta item;
-    if (!item_at(&item, meta, index)) {
-        return false;
-    }
-    uint8_t byte;
     int64_t integer = 0;
-    if (item.type == PE_META_BOOL) {
-        memcpy(&byte, item.data, sizeof byte);
-        integer = byte;
-    } else if (!as_i64(&integer, &item)) {
+    if (!integer_at(&integer, meta, index)) {
         return false;
     }
     *out = integer != 0;
@@ -481,10 +479,8 @@ bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index) {
 }
 
 bool pe_meta_u32_at(uint32_t *out, const pe_meta *meta, uint64_t index) {
-    pe_meta item;
     int64_t integer = 0;
-    if (!item_at(&item, meta, index) || !as_i64(&integer, &item) || integer < 0 ||
-        integer > UINT32_MAX) {
+    if (!integer_at(&integer, meta, index) || integer < 0 || integer > UINT32_MAX) {
         return false;
     }
     *out = (uint32_t)integer;

@@ -45,8 +45,8 @@ pe_status pe_meta_get_bool(uint32_t *out, const pe_meta *meta, pe_error *err);
  * no such element. */
 bool pe_meta_flag_at(bool *out, const pe_meta *meta, uint64_t index);
 
-/* Element index of an array of integers; false when there is no such element, or none of
- * 32 bits without a sign. */
+/* Element index of an array of integers that are no smaller than 0 and fit; false when there
+ * is no such element. */
 bool pe_meta_u32_at(uint32_t *out, const pe_meta *meta, uint64_t index);
 
 /* Whether the entry is this string. */

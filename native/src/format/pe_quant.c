@@ -1,7 +1,6 @@
 #include "pe_quant.h"
 
 #include <inttypes.h>
-#include <math.h>
 
 /* ---- decoding --------------------------------------------------------- */
 
@@ -31,89 +30,6 @@ void pe_quant_unpack(float *out, pe_dtype dtype, const void *blocks, size_t n) {
         }
         break;
     default: unpack_units(out, pe_dtype_find(dtype), blocks, n / PE_BLOCK); break;
-    }
-}
-
-/* ---- encoding --------------------------------------------------------- */
-
-/* The block packers return false when a scale or minimum leaves fp16. */
-
-static bool store_f16(pe_f16 *out, float x) {
-    *out = pe_f16_from_f32(x);
-    return (*out & 0x7c00u) != 0x7c00u;
-}
-
-/* 1 / d, or 0 for a block of zeros. A d below 2^-126 may give infinity, which the
- * clamps below keep from reaching an integer; such a d is 0 in fp16 anyway. */
-static float inverse(float d) {
-    return d != 0.0f ? 1.0f / d : 0.0f;
-}
-
-/* The integer part of x in 0..15; NaN gives 0. */
-static uint8_t nibble(float x) {
-    if (!(x >= 0.0f)) {
-        return 0;
-    }
-    return x < 15.0f ? (uint8_t)x : 15;
-}
-
-/* The largest magnitude of the block maps to -8, the end of the range that
- * reaches furthest. */
-static bool pack_q4_0(pe_block_q4_0 *out, const float *x) {
-    float extreme = x[0];
-    for (size_t i = 1; i < PE_BLOCK; i++) {
-        if (fabsf(x[i]) > fabsf(extreme)) {
-            extreme = x[i];
-        }
-    }
-    const float d = extreme / -8.0f;
-    const float inv = inverse(d);
-    for (size_t i = 0; i < PE_BLOCK / 2; i++) {
-        const uint8_t low = nibble(x[i] * inv + 8.5f);
-        const uint8_t high = nibble(x[i + PE_BLOCK / 2] * inv + 8.5f);
-        out->q[i] = (uint8_t)(low | high << 4);
-    }
-    return store_f16(&out->d, d);
-}
-
-static bool pack_q4_1(pe_block_q4_1 *out, const float *x) {
-    float min = x[0];
-    float max = x[0];
-    for (size_t i = 1; i < PE_BLOCK; i++) {
-        min = PE_MIN(min, x[i]);
-        max = PE_MAX(max, x[i]);
-    }
-    const float d = (max - min) / 15.0f;
-    const float inv = inverse(d);
-    for (size_t i = 0; i < PE_BLOCK / 2; i++) {
-        const uint8_t low = nibble((x[i] - min) * inv + 0.5f);
-        const uint8_t high = nibble((x[i + PE_BLOCK / 2] - min) * inv + 0.5f);
-        out->q[i] = (uint8_t)(low | high << 4);
-    }
-    const bool d_fits = store_f16(&out->d, d);
-    const bool m_fits = store_f16(&out->m, min);
-    return d_fits && m_fits;
-}
-
-static bool pack_q8_0(pe_block_q8_0 *out, const float *x) {
-    float extreme = 0.0f;
-    for (size_t i = 0; i < PE_BLOCK; i++) {
-        extreme = PE_MAX(extreme, fabsf(x[i]));
-    }
-    const float d = extreme / 127.0f;
-    const float inv = inverse(d);
-    for (size_t i = 0; i < PE_BLOCK; i++) {
-        const float q = roundf(x[i] * inv);  // ties away from zero
-        out->q[i] = q >= -127.0f && q <= 127.0f ? (int8_t)q : 0;
-    }
-    return store_f16(&out->d, d);
-}
-
-bool pe_quant_pack_block(void *out, pe_dtype dtype, const float *x) {
-    switch (dtype) {
-    case PE_DTYPE_Q4_0: return pack_q4_0(out, x);
-    case PE_DTYPE_Q4_1: return pack_q4_1(out, x);
-    default: return pack_q8_0(out, x);
     }
 }
 
@@ -163,10 +79,11 @@ pe_status pe_quantize(void *out, uint32_t dtype, const float *weights, uint64_t 
                            i, (double)weights[i]);
         }
     }
-    const pe_dtype_info info = pe_dtype_find(dtype)->info;
+    const pe_dtype_traits *traits = pe_dtype_find(dtype);
+    const pe_dtype_info info = traits->info;
     for (uint64_t b = 0; b < n_weights / info.block_weights; b++) {
         const float *x = weights + b * info.block_weights;
-        if (!pe_quant_pack_block((uint8_t *)out + b * info.block_bytes, (pe_dtype)dtype, x)) {
+        if (!traits->pack_block((uint8_t *)out + b * info.block_bytes, x)) {
             return pe_fail(err, PE_ERR_NUMERIC,
                            "weights %" PRIu64 " to %" PRIu64
                            ": expected a %s scale that fits fp16 (up to 65504), found a larger one",

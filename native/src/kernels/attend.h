@@ -16,10 +16,12 @@
  *     add_rows(out, e)       of as many rows of a page the sum in halves
  *     vec_f16, vec_i8        LANES stored numbers as floats
  *     vec_low, vec_high      the low, the high nibbles of LANES bytes, minus 8
+ *     turn_square(out, out_stride, in)
+ *                            4 rows of 4 floats, PE_PAGE_TOKENS apart, as columns
  *     SCORE_ROWS, SCORE_VECS, MIX_ROWS, MIX_VECS
  *                            sizes of the two register tiles; powers of two
  *
- * and then includes this. Numeric contracts are those of pe_kernels.h.
+ * and then includes this, and delta.h. Numeric contracts are those of pe_kernels.h.
  */
 #ifndef PE_KERNELS_ATTEND_H
 #define PE_KERNELS_ATTEND_H
@@ -155,6 +157,33 @@ INLINE const float *open_values_quantized(float *out, const void *stored, const 
         }
     }
     return out;
+}
+
+/* Columns of the last dimensions, fewer than 4 of which there may be. */
+INLINE void turn_rest(float *out, size_t out_stride, const float *in, size_t n) {
+    for (size_t r = 0; r < 4; r++) {
+        for (size_t c = 0; c < 4; c++) {
+            out[c * out_stride + r] = r < n ? in[r * PE_PAGE_TOKENS + c] : 0.0f;
+        }
+    }
+}
+
+/* Lines of 16 numbers are written as a whole: those of 32 positions, often a power of two
+ * apart, do not stay in the first level together. */
+static void turn_keys(float *out, const float *keys, size_t d) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    for (size_t line = 0; line < d_out; line += PE_LANES) {
+        for (size_t j = 0; j < PE_PAGE_TOKENS; j += 4) {
+            for (size_t i = line; i < line + PE_LANES; i += 4) {
+                const float *in = keys + i * PE_PAGE_TOKENS + j;
+                if (i + 4 <= d) {
+                    turn_square(out + j * d_out + i, d_out, in);
+                } else {
+                    turn_rest(out + j * d_out + i, d_out, in, i < d ? d - i : 0);
+                }
+            }
+        }
+    }
 }
 
 /* Defines open_<part>_<name> for a quantized type. */
@@ -397,6 +426,27 @@ static void gelu_mul(float *out, const float *gate, const float *up, size_t n) {
     }
 }
 
+static void gelu_erf(float *x, size_t n) {
+    const vec zero = vec_all(0.0f);
+    const vec one = vec_all(1.0f);
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec v = load_part(x + i, n - i);
+        const vec a = vec_max(v, vec_sub(zero, v));
+        const vec t = one / vec_fma(a, vec_all(PE_ERF_P), one);
+        vec p = vec_all(PE_ERF_C7);
+        p = vec_fma(p, t, vec_all(PE_ERF_C6));
+        p = vec_fma(p, t, vec_all(PE_ERF_C5));
+        p = vec_fma(p, t, vec_all(PE_ERF_C4));
+        p = vec_fma(p, t, vec_all(PE_ERF_C3));
+        p = vec_fma(p, t, vec_all(PE_ERF_C2));
+        p = vec_fma(p, t, vec_all(PE_ERF_C1));
+        p = vec_fma(p, t, vec_all(PE_ERF_C0));
+        const vec e = vec_exp(vec_mul(vec_mul(a, a), vec_all(-0.5f)));
+        const vec share = vec_mul(vec_mul(t, p), e);
+        store_part(x + i, vec_sub(vec_max(v, zero), vec_mul(a, share)), n - i);
+    }
+}
+
 static void clamped_mul(float *out, const float *gate, const float *up, size_t n, float limit) {
     for (size_t i = 0; i < n; i += LANES) {
         // vec_max(a, b) is b where either is NaN; min(x, l) = -max(-l, -x), and a zero's
@@ -408,6 +458,14 @@ static void clamped_mul(float *out, const float *gate, const float *up, size_t n
         const vec u = vec_sub(none, vec_max(minus, vec_sub(none, low)));
         const vec below = vec_add(vec_all(1.0f), vec_exp(vec_mul(g, vec_all(PE_CLAMPED_SLOPE))));
         store_part(out + i, vec_mul(g / below, vec_add(u, vec_all(1.0f))), n - i);
+    }
+}
+
+static void sigmoid_mul(float *out, const float *gate, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i += LANES) {
+        const vec minus = vec_sub(vec_all(-0.0f), load_part(gate + i, n - i));
+        const vec below = vec_add(vec_all(1.0f), vec_exp(minus));
+        store_part(out + i, load_part(x + i, n - i) / below, n - i);
     }
 }
 
@@ -441,9 +499,12 @@ INLINE void init_attend(pe_kernels *kernels) {
     kernels->open_values[PE_KV_F16] = open_values_f16;
     kernels->open_values[PE_KV_Q8_0] = open_values_q8_0;
     kernels->open_values[PE_KV_Q4_0] = open_values_q4_0;
+    kernels->turn_keys = turn_keys;
     kernels->attend = attend;
     kernels->gelu_mul = gelu_mul;
+    kernels->gelu_erf = gelu_erf;
     kernels->clamped_mul = clamped_mul;
+    kernels->sigmoid_mul = sigmoid_mul;
     kernels->softcap = softcap;
 }
 

@@ -248,6 +248,86 @@ static void NAME(rms_, norm, LEVEL)(float *out, const float *x, const float *wei
     }
 }
 
+/* One row of ssm_scan; its sum's lanes go to lanes[PE_LANES], which are zeros. */
+INLINE void scan_row(float *lanes, float *state, float x, const float *b, const float *c,
+                     float decay, size_t n) {
+    float same[2][PE_LANES];
+    for (size_t l = 0; l < PE_LANES; l++) {
+        same[0][l] = x;
+        same[1][l] = decay;
+    }
+    const vec xs = vec_load(same[0]);
+    const vec decays = vec_load(same[1]);
+    vec sums[PARTS];
+#pragma GCC unroll 4
+    for (size_t p = 0; p < PARTS; p++) {
+        sums[p] = vec_zero();
+    }
+    size_t i = 0;
+    for (; n - i >= PE_LANES; i += PE_LANES) {
+#pragma GCC unroll 4
+        for (size_t p = 0; p < PARTS; p++) {
+            const size_t at = i + p * WIDTH;
+            const vec v = vec_fma(vec_load(b + at), xs, vec_load(state + at) * decays);
+            vec_store(state + at, v);
+            sums[p] = vec_fma(v, vec_load(c + at), sums[p]);
+        }
+    }
+#pragma GCC unroll 4
+    for (size_t p = 0; p < PARTS; p++) {
+        vec_store(lanes + p * WIDTH, sums[p]);
+    }
+    for (; i < n; i++) {
+        state[i] = fmaf(b[i], x, state[i] * decay);
+        lanes[i % PE_LANES] = fmaf(state[i], c[i], lanes[i % PE_LANES]);
+    }
+}
+
+static void NAME(ssm_, scan, LEVEL)(float *out, float *state, const float *x, const float *b,
+                                    const float *c, float decay, size_t n_rows, size_t n) {
+    for (size_t r = 0; r < n_rows; r += 4) {
+        float lanes[4 * PE_LANES] = {0};
+        float totals[4];
+        const size_t n_here = PE_MIN(n_rows - r, (size_t)4);
+        for (size_t i = 0; i < n_here; i++) {
+            scan_row(lanes + i * PE_LANES, state + (r + i) * n, x[r + i], b, c, decay, n);
+        }
+        add_lanes_of_four(totals, lanes);
+        memcpy(out + r, totals, n_here * sizeof *out);
+    }
+}
+
+/* The sum of x in lanes. */
+INLINE float sum_lanes(const float *x, size_t n) {
+    float lanes[4 * PE_LANES] __attribute__((aligned(PE_CACHE_LINE))) = {0};
+    float totals[4];
+    size_t i = 0;
+    for (; i + PE_LANES <= n; i += PE_LANES) {
+        for (size_t l = 0; l < PE_LANES; l++) {
+            lanes[l] += x[i + l];
+        }
+    }
+    for (size_t l = 0; i + l < n; l++) {
+        lanes[l] += x[i + l];
+    }
+    add_lanes_of_four(totals, lanes);
+    return totals[0];
+}
+
+static void NAME(layer_, norm, LEVEL)(float *out, const float *x, const float *weight,
+                                      const float *bias, size_t n, float eps) {
+    const float mean = sum_lanes(x, n) / (float)n;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] - mean;
+    }
+    float sum_of_squares;
+    NAME(matmul_, f32, LEVEL)(&sum_of_squares, 1, out, 0, 1, out, 0, 1, n);
+    const float r = 1.0f / sqrtf(sum_of_squares / (float)n + eps);
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (out[i] * r) * weight[i] + bias[i];
+    }
+}
+
 static void NAME(set_, floats, LEVEL)(pe_kernels *kernels) {
 #define SET(name, dtype)                                                                           \
     kernels->matvec[dtype] = kernels->matmul[dtype] = NAME(matmul_, name, LEVEL);
@@ -256,6 +336,8 @@ static void NAME(set_, floats, LEVEL)(pe_kernels *kernels) {
     SET(bf16, PE_DTYPE_BF16)
 #undef SET
     kernels->rms_norm = NAME(rms_, norm, LEVEL);
+    kernels->ssm_scan = NAME(ssm_, scan, LEVEL);
+    kernels->layer_norm = NAME(layer_, norm, LEVEL);
 }
 
 #endif

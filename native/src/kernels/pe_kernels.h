@@ -117,6 +117,12 @@ typedef struct pe_kernels {
      * alias    out may be x */
     void (*rms_norm)(float *out, const float *x, const float *weight, size_t n, float eps);
 
+    /* d[i] = x[i] - mean, out[i] = (d[i] * r) * weight[i] + bias[i]; mean is the sum of x in
+     * lanes over n, r = 1 / sqrt(lane_sum(d * d) / n + eps).
+     * alias    out may be x */
+    void (*layer_norm)(float *out, const float *x, const float *weight, const float *bias, size_t n,
+                       float eps);
+
     /* out[i] = gate[i] / (1 + exp(-gate[i])) * up[i].
      * alias    out may be gate or up */
     void (*silu_mul)(float *out, const float *gate, const float *up, size_t n);
@@ -127,17 +133,49 @@ typedef struct pe_kernels {
      * alias    out may be gate or up */
     void (*gelu_mul)(float *out, const float *gate, const float *up, size_t n);
 
+    /* x[i] = gelu(x[i]), in its exact form, see PE_GELU_ERF. */
+    void (*gelu_erf)(float *x, size_t n);
+
     /* gpt-oss's gate: g = min(gate, limit), u = up held to +-limit,
      *     out[i] = g / (1 + exp(-1.702 g)) * (u + 1); NaN stays
      * alias    out may be gate or up */
     void (*clamped_mul)(float *out, const float *gate, const float *up, size_t n, float limit);
 
+    /* out[i] = x[i] / (1 + exp(-gate[i])).
+     * alias    out may be gate or x, which may be one */
+    void (*sigmoid_mul)(float *out, const float *gate, const float *x, size_t n);
+
+    /* One token of the gated delta rule (arXiv:2412.06464), for a head's values or some of
+     * them: the state S forgets, learns that k means v, and is asked for q.
+     *     u = share (v - decay S^T k);  S = decay S + k u^T;  out = S^T q
+     * shape    state: [d_k][n_v]; q, k: [d_k]; v, out: [n_v]
+     * alias    out may be v
+     * numeric  each column j by itself, sums over rows i in order from +0:
+     *          sum = fma(k[i], state[i][j], sum); then u = share * (v[j] - decay * sum);
+     *          then state[i][j] = fma(k[i], u, decay * state[i][j]);
+     *          out[j] = fma(q[i], state[i][j], out[j]) */
+    void (*delta)(float *state, float *out, const float *q, const float *k, const float *v,
+                  size_t d_k, size_t n_v, float decay, float share);
+
     /* x[i] = cap * tanh(x[i] / cap), see PE_SOFTCAP. */
     void (*softcap)(float *x, size_t n, float cap);
+
+    /* One token of a Mamba-2 head, n_rows rows of whose state are n floats each:
+     *     state[r][i] = fma(b[i], x[r], state[r][i] * decay), then
+     *     out[r] = lane_sum of fma(state[r][i], c[i])
+     * alias    out overlaps nothing */
+    void (*ssm_scan)(float *out, float *state, const float *x, const float *b, const float *c,
+                     float decay, size_t n_rows, size_t n);
 
     /* By pe_kv_type. */
     pe_open_fn open_keys[PE_KV_END];
     pe_open_fn open_values[PE_KV_END];
+
+    /* Values out of opened keys, for caches in which they are one:
+     * out[j * d_out + i] = keys[i * PE_PAGE_TOKENS + j], d_out and what lies behind d as with
+     * open_values.
+     * align    keys start on a cache line */
+    void (*turn_keys)(float *out, const float *keys, size_t d);
     pe_attend_fn attend;
 } pe_kernels;
 
@@ -201,5 +239,22 @@ void pe_kernels_init_attend_neon(pe_kernels *kernels);
 #define PE_GELU_SLOPE (-1.5957691216057308f)
 #define PE_GELU_CUBE (-0.07135481282719223f)
 #define PE_CLAMPED_SLOPE (-1.702f)
+
+/* PE_GELU_ERF: x times the normal distribution's share below x, which is
+ * (1 + erf(x / sqrt 2)) / 2, as
+ *     a = max(x, 0 - x); t = 1 / fma(a, PE_ERF_P, 1)
+ *     share = t * (C0 + C1 t + ... + C7 t^7 by fma) * exp(a * a * -0.5)    of what lies above a
+ *     gelu(x) = max(x, 0) - a * share
+ * a form of Hastings' (Abramowitz and Stegun 7.1.26) with coefficients fitted to a in [0, 14]:
+ * 1e-7 of the share. Together with rounding 2.5e-7 |x| at most; infinity gives NaN. */
+#define PE_ERF_P 0.305f
+#define PE_ERF_C0 0.121639736f
+#define PE_ERF_C1 0.122466825f
+#define PE_ERF_C2 0.103420831f
+#define PE_ERF_C3 0.1210218f
+#define PE_ERF_C4 (-0.0379770622f)
+#define PE_ERF_C5 0.185717151f
+#define PE_ERF_C6 (-0.152988464f)
+#define PE_ERF_C7 0.036699228f
 
 #endif

@@ -205,6 +205,23 @@ static void rms_norm_scalar(float *out, const float *x, const float *weight, siz
     }
 }
 
+static void layer_norm_scalar(float *out, const float *x, const float *weight, const float *bias,
+                              size_t n, float eps) {
+    float lanes[PE_LANES] = {0};
+    for (size_t i = 0; i < n; i++) {
+        lanes[i % PE_LANES] += x[i];
+    }
+    const float mean = add_in_halves(lanes, PE_LANES) / (float)n;
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] - mean;
+    }
+    const float variance = dot_float(out, out, n, widen_f32) / (float)n;
+    const float r = 1.0f / sqrtf(variance + eps);
+    for (size_t i = 0; i < n; i++) {
+        out[i] = (out[i] * r) * weight[i] + bias[i];
+    }
+}
+
 static void silu_mul_scalar(float *out, const float *gate, const float *up, size_t n) {
     for (size_t i = 0; i < n; i++) {
         out[i] = gate[i] / (1.0f + exp_f32(-gate[i])) * up[i];
@@ -215,6 +232,23 @@ static void gelu_mul_scalar(float *out, const float *gate, const float *up, size
     for (size_t i = 0; i < n; i++) {
         const float s = fmaf(gate[i] * gate[i], PE_GELU_CUBE, PE_GELU_SLOPE);
         out[i] = gate[i] / (1.0f + exp_f32(gate[i] * s)) * up[i];
+    }
+}
+
+static void gelu_erf_scalar(float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        const float a = max_or_second(x[i], 0.0f - x[i]);
+        const float t = 1.0f / fmaf(a, PE_ERF_P, 1.0f);
+        float p = PE_ERF_C7;
+        p = fmaf(p, t, PE_ERF_C6);
+        p = fmaf(p, t, PE_ERF_C5);
+        p = fmaf(p, t, PE_ERF_C4);
+        p = fmaf(p, t, PE_ERF_C3);
+        p = fmaf(p, t, PE_ERF_C2);
+        p = fmaf(p, t, PE_ERF_C1);
+        p = fmaf(p, t, PE_ERF_C0);
+        const float share = (t * p) * exp_f32(a * a * -0.5f);
+        x[i] = max_or_second(x[i], 0.0f) - a * share;
     }
 }
 
@@ -229,6 +263,12 @@ static void clamped_mul_scalar(float *out, const float *gate, const float *up, s
     }
 }
 
+static void sigmoid_mul_scalar(float *out, const float *gate, const float *x, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        out[i] = x[i] / (1.0f + exp_f32(-gate[i]));
+    }
+}
+
 static float softcap_one(float x, float cap) {
     const float e = exp_f32(x * (2.0f / cap));
     return cap * (1.0f - 2.0f / (e + 1.0f));
@@ -237,6 +277,36 @@ static float softcap_one(float x, float cap) {
 static void softcap_scalar(float *x, size_t n, float cap) {
     for (size_t i = 0; i < n; i++) {
         x[i] = softcap_one(x[i], cap);
+    }
+}
+
+/* ---- recurrences ------------------------------------------------------ */
+
+static void ssm_scan_scalar(float *out, float *state, const float *x, const float *b,
+                            const float *c, float decay, size_t n_rows, size_t n) {
+    for (size_t r = 0; r < n_rows; r++, state += n) {
+        for (size_t i = 0; i < n; i++) {
+            state[i] = fmaf(b[i], x[r], state[i] * decay);
+        }
+        out[r] = dot_float(state, c, n, widen_f32);
+    }
+}
+
+static void delta_scalar(float *state, float *out, const float *q, const float *k, const float *v,
+                         size_t d_k, size_t n_v, float decay, float share) {
+    for (size_t j = 0; j < n_v; j++) {
+        float sum = 0.0f;
+        for (size_t i = 0; i < d_k; i++) {
+            sum = fmaf(k[i], state[i * n_v + j], sum);
+        }
+        const float u = share * (v[j] - decay * sum);
+        float answer = 0.0f;
+        for (size_t i = 0; i < d_k; i++) {
+            float *s = &state[i * n_v + j];
+            *s = fmaf(k[i], u, decay * *s);
+            answer = fmaf(q[i], *s, answer);
+        }
+        out[j] = answer;
     }
 }
 
@@ -328,6 +398,15 @@ OPEN(keys, q4_0, PE_KV_Q4_0)
 OPEN(values, q8_0, PE_KV_Q8_0)
 OPEN(values, q4_0, PE_KV_Q4_0)
 
+static void turn_keys_scalar(float *out, const float *keys, size_t d) {
+    const size_t d_out = pe_ceil_div(d, PE_LANES) * PE_LANES;
+    for (size_t j = 0; j < PE_PAGE_TOKENS; j++) {
+        for (size_t i = 0; i < d_out; i++) {
+            out[j * d_out + i] = i < d ? keys[i * PE_PAGE_TOKENS + j] : 0.0f;
+        }
+    }
+}
+
 static void attend_one(pe_softmax *softmax, float *acc, const float *q, size_t n_valid,
                        const float *keys, const float *values, size_t d_k, size_t d_v, float scale,
                        float softcap) {
@@ -391,10 +470,15 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
 #undef SET_QUANT
     memcpy(kernels->matvec, kernels->matmul, sizeof kernels->matmul);
     kernels->rms_norm = rms_norm_scalar;
+    kernels->layer_norm = layer_norm_scalar;
     kernels->silu_mul = silu_mul_scalar;
+    kernels->gelu_erf = gelu_erf_scalar;
     kernels->gelu_mul = gelu_mul_scalar;
     kernels->clamped_mul = clamped_mul_scalar;
+    kernels->sigmoid_mul = sigmoid_mul_scalar;
+    kernels->delta = delta_scalar;
     kernels->softcap = softcap_scalar;
+    kernels->ssm_scan = ssm_scan_scalar;
     kernels->open_keys[PE_KV_F32] = open_keys_f32_scalar;
     kernels->open_keys[PE_KV_F16] = open_keys_f16_scalar;
     kernels->open_keys[PE_KV_Q8_0] = open_keys_q8_0_scalar;
@@ -403,5 +487,6 @@ void pe_kernels_init_scalar(pe_kernels *kernels) {
     kernels->open_values[PE_KV_F16] = open_values_f16_scalar;
     kernels->open_values[PE_KV_Q8_0] = open_values_q8_0_scalar;
     kernels->open_values[PE_KV_Q4_0] = open_values_q4_0_scalar;
+    kernels->turn_keys = turn_keys_scalar;
     kernels->attend = attend_scalar;
 }

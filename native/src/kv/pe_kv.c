@@ -4,7 +4,6 @@
 
 #include "pe_mem.h"
 #include "pe_quant.h"
-#include "pe_rotate.h"
 
 struct pe_page {
     uint64_t n_references;
@@ -13,7 +12,7 @@ struct pe_page {
 
 pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t max_bytes,
                           pe_error *err) {
-    *pool = (pe_kv_pool){.type = shape->type, .max_bytes = max_bytes};
+    *pool = (pe_kv_pool){.type = shape->type, .budget = {.max_bytes = max_bytes}};
     pool->layers = pe_mem_zalloc(shape->n_layers, sizeof *pool->layers);
     if (pool->layers == NULL) {
         return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for %u layers", shape->n_layers);
@@ -24,7 +23,8 @@ pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t m
         *room = (pe_kv_room){.shape = *layer,
                              .first = pool->page_bytes,
                              .key_bytes = pe_page_bytes(shape->type, layer->d_k)};
-        room->head_bytes = room->key_bytes + pe_page_bytes(shape->type, layer->d_v);
+        room->head_bytes = room->key_bytes;
+        room->head_bytes += layer->values_are_keys ? 0 : pe_page_bytes(shape->type, layer->d_v);
         uint64_t n_bytes;
         if (!pe_mul_u64(&n_bytes, room->head_bytes, layer->n_kv_heads) ||
             !pe_add_u64(&pool->page_bytes, pool->page_bytes, n_bytes)) {
@@ -46,34 +46,26 @@ void pe_kv_pool_free(pe_kv_pool *pool) {
 /* ---- pages ------------------------------------------------------------ */
 
 static pe_status page_new(pe_page **out_page, pe_kv_pool *pool, pe_error *err) {
-    const uint64_t used = pool->n_pages * pool->page_bytes;
-    if (used > pool->max_bytes || pool->page_bytes > pool->max_bytes - used) {
-        return pe_fail(err, PE_ERR_NOMEM,
-                       "KV cache: expected to stay within %" PRIu64 " bytes, found %" PRIu64
-                       " in use and a page of %" PRIu64 " needed",
-                       pool->max_bytes, used, pool->page_bytes);
-    }
     pe_page *page = pe_mem_zalloc(1, sizeof *page);
+    if (page == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for another page");
+    }
     // Zeroed: kernels load whole pages, and what lies there must be numbers.
-    uint8_t *data = pe_mem_zalloc(1, pool->page_bytes);
-    if (page == NULL || data == NULL) {
+    void *data;
+    const pe_status status = pe_budget_take(&data, &pool->budget, pool->page_bytes, "page", err);
+    if (status != PE_OK) {
         pe_mem_free(page);
-        pe_mem_free(data);
-        return pe_fail(err, PE_ERR_NOMEM,
-                       "KV cache: no memory for a page of %" PRIu64 " bytes beside the %" PRIu64
-                       " in use",
-                       pool->page_bytes, used);
+        return status;
     }
     *page = (pe_page){.n_references = 1, .data = data};
     pool->n_pages++;
-    pool->n_pages_peak = PE_MAX(pool->n_pages_peak, pool->n_pages);
     *out_page = page;
     return PE_OK;
 }
 
 static void page_release(pe_kv_pool *pool, pe_page *page) {
     if (--page->n_references == 0) {
-        pe_mem_free(page->data);
+        pe_budget_give(&pool->budget, page->data, pool->page_bytes);
         pe_mem_free(page);
         pool->n_pages--;
     }
@@ -197,7 +189,7 @@ static void pack(void *out, pe_dtype dtype, const float *x, size_t n) {
     if (!finite) {
         memset(padded, 0, sizeof padded);
     }
-    pe_quant_pack_block(out, dtype, padded);
+    pe_dtype_find(dtype)->pack_block(out, padded);
     if (!finite) {
         const pe_f16 nan = 0x7e00;
         memcpy(out, &nan, sizeof nan);  // both types begin with their scale
@@ -233,19 +225,20 @@ void pe_kv_store(const pe_kv_pool *pool, const pe_kv_table *table, uint32_t laye
     const pe_kv_layer *shape = &pool->layers[layer].shape;
     const pe_kv_type type = pool->type;
     const size_t slot = position % PE_PAGE_TOKENS;
+    const size_t n_values = shape->values_are_keys ? 0 : shape->d_v;
     for (uint32_t h = 0; h < shape->n_kv_heads; h++, k += shape->d_k, v += shape->d_v) {
         uint8_t *keys = head_data(pool, table, position / PE_PAGE_TOKENS, layer, h);
         uint8_t *values = keys + pool->layers[layer].key_bytes;
         if (!pe_kv_rotates(type)) {
             store_floats(keys, type, slot, PE_PAGE_TOKENS, k, shape->d_k);
-            store_floats(values, type, slot * shape->d_v, 1, v, shape->d_v);
+            store_floats(values, type, slot * shape->d_v, 1, v, n_values);
             continue;
         }
         const size_t width = pe_page_width(shape->d_v);
         const size_t row_bytes = type == PE_KV_Q8_0 ? width : width / 2;
-        pe_rotate(k, shape->d_k);
-        pe_rotate(v, shape->d_v);
+        pe_rotate(k, shape->d_k, pe_kv_key_run(shape));
+        pe_rotate(v, n_values, pe_kv_value_run(shape));
         store_blocks(keys, type, slot, slot, PE_PAGE_TOKENS, k, shape->d_k);
-        store_blocks(values, type, slot, slot * row_bytes, 1, v, shape->d_v);
+        store_blocks(values, type, slot, slot * row_bytes, 1, v, n_values);
     }
 }

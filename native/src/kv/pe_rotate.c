@@ -4,8 +4,7 @@
 
 #define MIN_RUN 32
 
-void pe_rotate(float *x, size_t d) {
-    const size_t n_run = d & (~d + 1);  // the lowest bit that is set
+void pe_rotate(float *x, size_t d, size_t n_run) {
     if (n_run < MIN_RUN) {
         return;
     }

@@ -4,6 +4,18 @@
 #include "pe_quant.h"
 #include "pe_rope.h"
 
+/* Adds row i of an embedding to x, if the model has it. */
+static void add_row(float *x, float *room, const pe_weight *embd, uint64_t i) {
+    if (embd->data == NULL) {
+        return;
+    }
+    pe_quant_unpack(room, embd->dtype, (const uint8_t *)embd->data + i * embd->row_bytes,
+                    embd->n_cols);
+    for (uint64_t d = 0; d < embd->n_cols; d++) {
+        x[d] += room[d];
+    }
+}
+
 static void embed_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
@@ -15,6 +27,14 @@ static void embed_token(void *arg, uint32_t i_token, uint32_t i_thread) {
                     hp->d_model);
     for (uint64_t i = 0; i < hp->d_model; i++) {
         x[i] *= hp->embd_scale;
+    }
+    const pe_weight *shared = p->model->shared;
+    float *room = p->s->h + (uint64_t)i_token * hp->d_model;
+    add_row(x, room, &shared[PE_W_TYPE_EMBD], 0);
+    add_row(x, room, &shared[PE_W_POSITION_EMBD], p->s->places[i_token].position);
+    if (shared[PE_W_EMBD_NORM].data != NULL) {
+        p->ops->kernels.layer_norm(x, x, shared[PE_W_EMBD_NORM].data,
+                                   shared[PE_W_EMBD_NORM_BIAS].data, hp->d_model, hp->norm_eps);
     }
     for (uint32_t kind = 0; kind < p->s->n_rotations; kind++) {
         pe_rope_angles(pe_pass_angles(p, (pe_rope_angles_kind)kind, i_token),
@@ -45,11 +65,23 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_EXPERTS_BESIDE: pe_step_experts_beside(p); break;
     case PE_STEP_PLE: pe_step_ple(p); break;
     case PE_STEP_SCALE: pe_step_scale(p, step); break;
+    case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
+    case PE_STEP_LATENT_QK: pe_step_latent_qk(p); break;
+    case PE_STEP_LATENT_OUT: pe_step_latent_out(p); break;
+    case PE_STEP_QKV_GATED: pe_step_qkv_gated(p); break;
+    case PE_STEP_GATE_HEADS: pe_step_gate_heads(p); break;
+    case PE_STEP_DELTA: pe_step_delta(p); break;
+    case PE_STEP_MAMBA2: pe_step_mamba2(p); break;
+    case PE_STEP_LAYER_NORM: pe_step_layer_norm(p, step); break;
+    case PE_STEP_GELU: pe_step_gelu(p); break;
     }
 }
 
 static void run_layer(pe_pass *p) {
-    const pe_step_list *list = &p->model->arch->layers[pe_pass_layer(p)->kind];
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    const pe_arch *arch = p->model->arch;
+    const pe_step_list *list =
+        layer->is_recurrent ? &arch->recurrent[layer->kind] : &arch->layers[layer->kind];
     for (size_t i = 0; i < list->n_steps && p->s->n_tokens > 0; i++) {
         run_step(p, &list->steps[i]);
     }

@@ -5,7 +5,7 @@
 #include "pe_scratch.h"
 
 /* Computes the batch in scratch: stores its keys and values, whose positions are
- * reserved, and fills the logits that are wanted. Tokens of one session stand in
+ * reserved, and fills the logits and hidden states that are wanted. Tokens of one session stand in
  * the order of their positions.
  * cancel   polled before each layer; may be NULL
  * errors   PE_ERR_CANCELLED; PE_ERR_NUMERIC for a logit that is NaN or infinite */

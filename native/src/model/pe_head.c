@@ -48,8 +48,36 @@ static void finish_logits(const pe_pass *p, float *logits, uint64_t n_rows) {
     }
 }
 
+/* Hidden states behind the last norm, if there is one. Few numbers for all that was computed: one
+ * thread hands them out. */
+static void give_hidden(pe_pass *p) {
+    const pe_scratch *s = p->s;
+    const uint64_t d_model = p->model->hparams.d_model;
+    const float *norm = p->model->shared[PE_W_OUTPUT_NORM].data;
+    const float *rows = s->x;
+    bool any = false;
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        any |= s->tokens[i].hidden != NULL;
+    }
+    if (any && norm != NULL) {
+        pe_step_norm_rows(p, norm, s->x, s->h, s->n_tokens);
+        rows = s->h;
+    }
+    for (uint32_t i = 0; i < s->n_tokens; i++) {
+        float *out = s->tokens[i].hidden;
+        const float *row = rows + i * d_model;
+        if (out != NULL && !s->tokens[i].adds) {
+            memcpy(out, row, d_model * sizeof *out);
+        }
+        for (uint64_t d = 0; out != NULL && s->tokens[i].adds && d < d_model; d++) {
+            out[d] += row[d];
+        }
+    }
+}
+
 /* Computes the wanted logits in runs whose rows lie one behind the other. */
 pe_status pe_head_run(pe_pass *p, pe_error *err) {
+    give_hidden(p);
     const pe_hparams *hp = &p->model->hparams;
     pe_scratch *s = p->s;
     uint32_t i = 0;

@@ -23,18 +23,13 @@ static float *v_of(const pe_pass *p, uint32_t i_token) {
     return p->s->v + (uint64_t)i_token * layer->n_kv_heads * layer->d_v;
 }
 
-/* Whether the layer has keys and values of its own. */
-static bool has_kv(const pe_pass *p) {
-    return pe_pass_layer(p)->kv_layer == p->layer;
-}
-
 static void norm_qk_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
     const pe_layer_hparams *layer = pe_pass_layer(p);
     norm_runs(p, q_of(p, i_token), (uint64_t)p->model->hparams.n_heads * layer->d_k,
               pe_pass_weight(p, PE_W_ATTN_Q_NORM));
-    if (has_kv(p)) {
+    if (layer->has_kv) {
         norm_runs(p, k_of(p, i_token), (uint64_t)layer->n_kv_heads * layer->d_k,
                   pe_pass_weight(p, PE_W_ATTN_K_NORM));
     }
@@ -57,7 +52,7 @@ static void rope_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     for (uint32_t i = 0; i < p->model->hparams.n_heads; i++) {
         p->rotate(q_of(p, i_token) + (uint64_t)i * layer->d_k, angles, n_pairs);
     }
-    for (uint32_t i = 0; has_kv(p) && i < layer->n_kv_heads; i++) {
+    for (uint32_t i = 0; layer->has_kv && i < layer->n_kv_heads; i++) {
         p->rotate(k_of(p, i_token) + (uint64_t)i * layer->d_k, angles, n_pairs);
     }
 }
@@ -78,7 +73,8 @@ static void store_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
     const pe_place *place = &p->s->places[i_token];
-    pe_kv_store(p->kv, place->table, p->layer, place->position, k_of(p, i_token), v_of(p, i_token));
+    pe_kv_store(p->kv, place->table, pe_pass_layer(p)->kv_layer, place->position, k_of(p, i_token),
+                v_of(p, i_token));
 }
 
 void pe_step_qkv(pe_pass *p) {
@@ -87,12 +83,52 @@ void pe_step_qkv(pe_pass *p) {
         pe_pass_product(p, p->s->k, PE_W_ATTN_K, PE_W_ATTN_K_BIAS),
         pe_pass_product(p, p->s->v, PE_W_ATTN_V, PE_W_ATTN_V_BIAS),
     };
+    const bool has_kv = pe_pass_layer(p)->has_kv;
     // Without a weight for values, keys as they are now become them.
     const bool has_v = pe_pass_weight(p, PE_W_ATTN_V)->data != NULL;
-    pe_matmul(p->ops, products, has_kv(p) ? (has_v ? 3 : 2) : 1, &p->h);
-    if (has_kv(p) && !has_v) {
+    pe_matmul(p->ops, products, has_kv ? (has_v ? 3 : 2) : 1, &p->h);
+    if (has_kv && !has_v) {
         memcpy(p->s->v, p->s->k, p->s->n_tokens * products[1].out_stride * sizeof *p->s->v);
     }
+}
+
+/* The queries of a token, which have gates between them. */
+static void split_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t n_heads = p->model->hparams.n_heads;
+    const uint64_t d_k = pe_pass_layer(p)->d_k;
+    const float *both = p->s->q_gates + i_token * 2 * n_heads * d_k;
+    for (uint64_t i = 0; i < n_heads; i++) {
+        memcpy(q_of(p, i_token) + i * d_k, both + 2 * i * d_k, d_k * sizeof *both);
+    }
+}
+
+void pe_step_qkv_gated(pe_pass *p) {
+    const pe_product products[] = {
+        pe_pass_product(p, p->s->q_gates, PE_W_ATTN_Q, PE_W_NONE),
+        pe_pass_product(p, p->s->k, PE_W_ATTN_K, PE_W_NONE),
+        pe_pass_product(p, p->s->v, PE_W_ATTN_V, PE_W_NONE),
+    };
+    pe_matmul(p->ops, products, PE_LEN(products), &p->h);
+    pe_pass_for_tokens(p, split_token);
+}
+
+static void gate_heads_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t n_heads = p->model->hparams.n_heads;
+    const pe_layer_hparams *layer = pe_pass_layer(p);
+    const float *both = p->s->q_gates + i_token * 2 * n_heads * layer->d_k;
+    float *h = p->s->h + i_token * n_heads * layer->d_v;
+    for (uint64_t i = 0; i < n_heads; i++) {
+        float *head = h + i * layer->d_v;
+        p->ops->kernels.sigmoid_mul(head, both + (2 * i + 1) * layer->d_k, head, layer->d_v);
+    }
+}
+
+void pe_step_gate_heads(pe_pass *p) {
+    pe_pass_for_tokens(p, gate_heads_token);
 }
 
 void pe_step_norm_qk(pe_pass *p) {
@@ -100,7 +136,7 @@ void pe_step_norm_qk(pe_pass *p) {
 }
 
 void pe_step_norm_v(pe_pass *p) {
-    if (has_kv(p)) {
+    if (pe_pass_layer(p)->has_kv) {
         pe_pass_for_tokens(p, norm_v_token);
     }
 }
@@ -118,57 +154,29 @@ void pe_step_temper(pe_pass *p) {
     }
 }
 
-/* One token's row of an array moves to another place. */
-static void move_row(float *rows, uint64_t to, uint64_t from, uint64_t width) {
-    if (width > 0) {
-        memcpy(rows + to * width, rows + from * width, width * sizeof *rows);
-    }
-}
-
-static void move_token(pe_pass *p, uint32_t to, uint32_t from) {
-    const pe_hparams *hp = &p->model->hparams;
-    pe_scratch *s = p->s;
-    s->tokens[to] = s->tokens[from];
-    s->places[to] = s->places[from];
-    move_row(s->q, to, from, (uint64_t)hp->n_heads * pe_pass_layer(p)->d_k);
-    move_row(s->x, to, from, hp->d_model);
-    move_row(s->ple, to, from, (uint64_t)hp->n_layers * hp->d_ple);
-    for (uint32_t kind = 0; kind < s->n_rotations; kind++) {
-        move_row(pe_pass_angles(p, (pe_rope_angles_kind)kind, 0), to, from, s->d_angles);
-    }
-}
-
-/* In the last layer with keys and values of its own, once they are stored, tokens whose logits
- * nobody wants are done: the others move together. Each is computed by itself, so this changes
- * no bit. */
-static void drop_unwanted(pe_pass *p) {
-    uint32_t n_kept = 0;
-    for (uint32_t i = 0; i < p->s->n_tokens; i++) {
-        if (p->s->tokens[i].logits == NULL) {
-            continue;
-        }
-        if (n_kept < i) {
-            move_token(p, n_kept, i);
-        }
-        n_kept++;
-    }
-    p->s->n_tokens = n_kept;
-}
-
 void pe_step_attend(pe_pass *p, const pe_step *step) {
     const pe_hparams *hp = &p->model->hparams;
     const pe_layer_hparams *layer = pe_pass_layer(p);
-    if (has_kv(p)) {
+    if (layer->has_kv) {
         pe_pass_for_tokens(p, store_token);
     }
-    if (p->layer + 1 == hp->n_layers - hp->n_shared_kv) {
-        drop_unwanted(p);
+    const uint64_t q_width = (uint64_t)hp->n_heads * layer->d_k;
+    if (p->s->q_gates != NULL) {
+        pe_step_move_wanted(p, p->s->q_gates, 2 * q_width);
+    }
+    pe_step_drop_unwanted(p, p->s->q, q_width);
+    uint32_t window = layer->window;
+    uint32_t n_ahead = UINT32_MAX;
+    if (window > 0 && hp->is_causal == 0) {
+        n_ahead = window / 2;
+        window = n_ahead + 1;
     }
     const pe_queries queries = {.q = p->s->q,
                                 .places = p->s->places,
                                 .n_tokens = p->s->n_tokens,
                                 .n_heads = hp->n_heads,
-                                .window = layer->window,
+                                .window = window,
+                                .n_ahead = n_ahead,
                                 .scale = hp->attn_scale,
                                 .softcap = hp->attn_softcap,
                                 .sinks = pe_pass_weight(p, step->weight)->data};

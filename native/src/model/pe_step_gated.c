@@ -1,5 +1,6 @@
 #include <math.h>
 
+#include "pe_math.h"
 #include "pe_pass.h"
 
 /* One token's gate, or one row's of the experts. */
@@ -53,10 +54,43 @@ void pe_step_geglu(pe_pass *p) {
     step_gated(p, gelu_gate);
 }
 
+/* h = h * sigmoid(the token's switch). */
+static void switch_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    const float share = (float)(1.0 / (1.0 + pe_exp(-(double)p->s->switches[i_token])));
+    float *h = p->s->up + i_token * d_model;
+    for (uint64_t i = 0; i < d_model; i++) {
+        h[i] *= share;
+    }
+}
+
+static void gelu_token(void *arg, uint32_t i, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    p->ops->kernels.gelu_erf(p->gate + i * p->d_gate, p->d_gate);
+}
+
+void pe_step_gelu(pe_pass *p) {
+    const pe_product up = pe_pass_product(p, p->s->gate, PE_W_FFN_UP, PE_W_FFN_UP_BIAS);
+    pe_matmul(p->ops, &up, 1, &p->h);
+    p->gate = p->s->gate;
+    p->d_gate = p->model->hparams.d_ff;
+    pe_pass_for_tokens(p, gelu_token);
+    pe_pass_set_h(p, p->s->gate, p->s->n_tokens, p->d_gate);
+}
+
 /* The expert that every token goes through. */
 void pe_step_shared(pe_pass *p) {
     if (p->model->hparams.d_shared == 0) {
         return;
+    }
+    const bool is_switched = pe_pass_weight(p, PE_W_SHARED_SWITCH)->data != NULL;
+    if (is_switched) {
+        const pe_product product =
+            pe_pass_product(p, p->s->switches, PE_W_SHARED_SWITCH, PE_W_NONE);
+        pe_matmul(p->ops, &product, 1, &p->h);
     }
     const pe_product products[] = {
         pe_pass_product(p, p->s->up, PE_W_SHARED_UP, PE_W_NONE),
@@ -64,6 +98,9 @@ void pe_step_shared(pe_pass *p) {
     };
     run_gated(p, products, p->model->hparams.d_shared, silu_gate);
     pe_step_project(p, &(const pe_step){.weight = PE_W_SHARED_DOWN, .bias = PE_W_NONE});
+    if (is_switched) {
+        pe_pass_for_tokens(p, switch_token);
+    }
     pe_step_add(p);
 }
 
@@ -73,9 +110,17 @@ static void choose_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     (void)i_thread;
     const pe_pass *p = arg;
     const pe_hparams *hp = &p->model->hparams;
+    const float *choice = pe_pass_weight(p, PE_W_ROUTER_CHOICE)->data;
+    const bool is_auto = hp->expert_gating == PE_GATING_AUTO;
+    const pe_routing routing = {.is_sigmoid = is_auto ? choice != NULL
+                                                      : hp->expert_gating == PE_GATING_SIGMOID,
+                                .is_normed = hp->experts_are_normed != 0,
+                                .scale = hp->experts_scale > 0.0f ? hp->experts_scale : 1.0f,
+                                .choice = choice,
+                                .n_groups = hp->n_expert_groups,
+                                .n_groups_used = hp->n_expert_groups_used};
     pe_routes_choose(&p->s->routes, i_token,
-                     p->s->router_logits + (uint64_t)i_token * hp->n_experts,
-                     hp->experts_are_normed != 0);
+                     p->s->router_logits + (uint64_t)i_token * hp->n_experts, &routing);
 }
 
 static void gather_row(void *arg, uint32_t i_row, uint32_t i_thread) {

@@ -2,8 +2,6 @@
 
 #include <math.h>
 
-#include "pe_rotate.h"
-
 /* Queries that go through a page together: enough that opening it (about 1 operation
  * for its 2 n of work) stays small, few enough that they and the page share the
  * first-level cache at a head width of 64. */
@@ -11,6 +9,9 @@
 
 /* Chunks per thread that even out the different lengths of tiles. */
 #define CHUNKS_PER_THREAD 4u
+
+/* Query heads for which opening a page is worth while: the work of each is about as much. */
+#define LEAST_HEADS 4u
 
 typedef struct attend_job {
     const pe_ops *ops;
@@ -21,6 +22,8 @@ typedef struct attend_job {
     const pe_queries *queries;
     const pe_attend_room *room;
     uint32_t n_tiles;
+    uint32_t n_heads;   // of a chunk
+    uint32_t n_chunks;  // of a tile and KV head
 } attend_job;
 
 /* One thread's share of the room. */
@@ -72,7 +75,7 @@ static void gather(const attend_job *job, const group *g, float *q) {
     for (uint32_t i = 0; i < g->n_queries; i++, q += d_k) {
         memcpy(q, job->queries->q + row_of(job, g, i) * d_k, d_k * sizeof *q);
         if (pe_kv_rotates(job->kv->type)) {
-            pe_rotate(q, d_k);
+            pe_rotate(q, d_k, pe_kv_key_run(job->shape));
         }
     }
 }
@@ -86,9 +89,21 @@ static void scatter(const attend_job *job, const group *g, const pe_softmax *sof
             out[d] = acc[d] / softmax[i].sum;
         }
         if (pe_kv_rotates(job->kv->type)) {
-            pe_rotate(out, d_v);
+            pe_rotate(out, d_v, pe_kv_value_run(job->shape));
         }
     }
+}
+
+/* The first position that a token sees. */
+static uint64_t first_seen(const attend_job *job, const pe_place *place) {
+    const uint64_t end = (uint64_t)place->position + 1;
+    const uint32_t window = job->queries->window;
+    return window == 0 || end <= window ? 0 : end - window;
+}
+
+/* The first that it does not see any more. */
+static uint64_t end_seen(const attend_job *job, const pe_place *place) {
+    return PE_MIN((uint64_t)place->position + 1 + job->queries->n_ahead, place->end);
 }
 
 /* What one call of the kernel needs. */
@@ -102,7 +117,8 @@ typedef struct opened {
  *
  * The kernel reads whole rows of keys: from there on up to `from` floats past the last
  * row, whose scores nobody uses. They are in memory of ours: values follow the keys,
- * both in a page and where it is opened. */
+ * both in a page and where it is opened. (Where values are keys there is no window, and
+ * `from` is 0.) */
 static void attend_tokens(const attend_job *job, const group *g, const bench *b,
                           pe_softmax *softmax, const opened *page, uint32_t begin, uint32_t end,
                           uint64_t from) {
@@ -113,7 +129,7 @@ static void attend_tokens(const attend_job *job, const group *g, const bench *b,
     const uint32_t n = (end - begin) * g->n_heads;
     uint32_t n_valid[TILE_QUERIES];
     for (uint32_t i = 0; i < n; i++) {
-        const uint64_t past = (uint64_t)places[begin + i / g->n_heads].position + 1 - page->first;
+        const uint64_t past = end_seen(job, &places[begin + i / g->n_heads]) - page->first;
         n_valid[i] = (uint32_t)(PE_MIN(past, PE_PAGE_TOKENS) - from);
     }
     job->ops->kernels.attend(softmax + i_first, b->acc + i_first * d_v,
@@ -122,11 +138,20 @@ static void attend_tokens(const attend_job *job, const group *g, const bench *b,
                              job->queries->softcap);
 }
 
-/* The first position that a token sees. */
-static uint64_t first_seen(const attend_job *job, const pe_place *place) {
-    const uint64_t end = (uint64_t)place->position + 1;
-    const uint32_t window = job->queries->window;
-    return window == 0 || end <= window ? 0 : end - window;
+/* Values of a page, which lie beside the keys or are their last dimensions. */
+static const float *open_values(const attend_job *job, const group *g, const bench *b,
+                                const float *keys, uint64_t i_page, uint64_t next) {
+    const pe_kv_layer *shape = job->shape;
+    const pe_kernels *kernels = &job->ops->kernels;
+    const pe_kv_table *table = job->queries->places[g->tile.first].table;
+    if (shape->values_are_keys) {
+        const uint64_t first = shape->d_k - shape->d_v;
+        kernels->turn_keys(b->values, keys + first * PE_PAGE_TOKENS, shape->d_v);
+        return b->values;
+    }
+    return kernels->open_values[job->kv->type](
+        b->values, pe_kv_values(job->kv, table, i_page, job->layer, g->kv_head),
+        pe_kv_values(job->kv, table, next, job->layer, g->kv_head), shape->d_v);
 }
 
 static void attend_page(const attend_job *job, const group *g, const bench *b, pe_softmax *softmax,
@@ -135,19 +160,16 @@ static void attend_page(const attend_job *job, const group *g, const bench *b, p
     const pe_kernels *kernels = &job->ops->kernels;
     const pe_place *places = job->queries->places + g->tile.first;
     const pe_kv_table *table = places->table;
-    const opened page = {
-        .keys = kernels->open_keys[job->kv->type](
-            b->keys, pe_kv_keys(job->kv, table, i_page, job->layer, g->kv_head),
-            pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k),
-        .values = kernels->open_values[job->kv->type](
-            b->values, pe_kv_values(job->kv, table, i_page, job->layer, g->kv_head),
-            pe_kv_values(job->kv, table, next, job->layer, g->kv_head), shape->d_v),
-        .first = i_page * PE_PAGE_TOKENS};
-    // Positions rise: first tokens that stand in front of the page, then those that see it
+    opened page = {.keys = kernels->open_keys[job->kv->type](
+                       b->keys, pe_kv_keys(job->kv, table, i_page, job->layer, g->kv_head),
+                       pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k),
+                   .first = i_page * PE_PAGE_TOKENS};
+    page.values = open_values(job, g, b, page.keys, i_page, next);
+    // Positions rise: first tokens that see nothing of the page, then those that see it
     // from its first position on, then, one by one, those whose window begins inside it,
     // then those whose window lies behind it.
     uint32_t begin = 0;
-    while (begin < g->tile.n_tokens && places[begin].position < page.first) {
+    while (begin < g->tile.n_tokens && end_seen(job, &places[begin]) <= page.first) {
         begin++;
     }
     uint32_t end = begin;
@@ -179,7 +201,7 @@ static void attend_group(const attend_job *job, const group *g, uint32_t i_threa
     }
     gather(job, g, b.q);
     memset(b.acc, 0, g->n_queries * round_up(job->shape->d_v) * sizeof *b.acc);
-    const uint64_t last = places[g->tile.n_tokens - 1].position / PE_PAGE_TOKENS;
+    const uint64_t last = (end_seen(job, &places[g->tile.n_tokens - 1]) - 1) / PE_PAGE_TOKENS;
     for (uint64_t page = first_seen(job, places) / PE_PAGE_TOKENS; page <= last; page++) {
         attend_page(job, g, &b, softmax, page, PE_MIN(page + 1, last));
     }
@@ -192,12 +214,14 @@ static void attend_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     const attend_job *job = arg;
     const uint32_t n_kv_heads = job->shape->n_kv_heads;
     const uint32_t per_kv_head = job->queries->n_heads / n_kv_heads;
-    group g = {.kv_head = i_chunk % n_kv_heads};
+    const uint32_t begin = i_chunk % job->n_chunks * job->n_heads;
+    const uint32_t end = PE_MIN(begin + job->n_heads, per_kv_head);
+    group g = {.kv_head = i_chunk / job->n_chunks % n_kv_heads};
     // The last tiles see the most positions: they go first.
-    g.tile = job->room->tiles[job->n_tiles - 1 - i_chunk / n_kv_heads];
-    for (uint32_t first = 0; first < per_kv_head; first += g.n_heads) {
+    g.tile = job->room->tiles[job->n_tiles - 1 - i_chunk / job->n_chunks / n_kv_heads];
+    for (uint32_t first = begin; first < end; first += g.n_heads) {
         g.head = g.kv_head * per_kv_head + first;
-        g.n_heads = PE_MIN(per_kv_head - first, TILE_QUERIES);
+        g.n_heads = PE_MIN(end - first, TILE_QUERIES);
         g.n_queries = g.tile.n_tokens * g.n_heads;
         attend_group(job, &g, i_thread);
     }
@@ -217,6 +241,16 @@ static uint32_t cut_tiles(pe_tile *tiles, const pe_queries *queries, uint32_t ma
     return n_tiles;
 }
 
+/* Query heads of one KV head stay together, which opens its pages once, unless threads would
+ * have nothing to do. */
+static void cut_heads(attend_job *job, uint32_t per_kv_head, uint32_t n_units) {
+    const uint32_t n_threads = pe_pool_n_threads(job->ops->pool);
+    const uint32_t n_wanted = (uint32_t)pe_ceil_div(n_threads, n_units);
+    job->n_heads = PE_MAX((uint32_t)pe_ceil_div(per_kv_head, n_wanted), LEAST_HEADS);
+    job->n_heads = PE_MIN(job->n_heads, per_kv_head);
+    job->n_chunks = (uint32_t)pe_ceil_div(per_kv_head, job->n_heads);
+}
+
 void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,
                const pe_queries *queries, const pe_attend_room *room) {
     const pe_kv_layer *shape = &kv->layers[layer].shape;
@@ -232,5 +266,9 @@ void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *o
                       .queries = queries,
                       .room = room};
     job.n_tiles = cut_tiles(room->tiles, queries, PE_MAX((uint32_t)PE_MIN(share, fitting), 1u));
-    pe_pool_run(ops->pool, attend_chunk, &job, job.n_tiles * n_kv_heads);
+    if (job.n_tiles == 0) {
+        return;  // nobody wants logits
+    }
+    cut_heads(&job, queries->n_heads / n_kv_heads, job.n_tiles * n_kv_heads);
+    pe_pool_run(ops->pool, attend_chunk, &job, job.n_tiles * n_kv_heads * job.n_chunks);
 }

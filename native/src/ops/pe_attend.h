@@ -1,4 +1,4 @@
-/* Causal attention of a batch over KV pages. */
+/* Attention of a batch over KV pages. */
 #ifndef PE_ATTEND_H
 #define PE_ATTEND_H
 
@@ -9,6 +9,7 @@
 typedef struct pe_place {
     const pe_kv_table *table;
     uint32_t position;
+    uint32_t end;  // positions from there on are not seen: its own + 1, or the text's length
 } pe_place;
 
 /* Neighbouring tokens of one session that go through the pages together. */
@@ -33,7 +34,8 @@ typedef struct pe_queries {
     const pe_place *places;  // [n_tokens]
     size_t n_tokens;
     uint32_t n_heads;  // a multiple of the layer's n_kv_heads
-    uint32_t window;   // positions that are seen, the token's own included; 0: all
+    uint32_t window;   // positions that are seen up to the token's own; 0: all
+    uint32_t n_ahead;  // positions behind its own that are seen, where there are so many
     float scale;
     float softcap;       // bound of the scores; 0: none
     const float *sinks;  // [n_heads], a score beside those of the positions, without a
@@ -41,8 +43,8 @@ typedef struct pe_queries {
 } pe_queries;
 
 /* For every token and head: the softmax-weighted mean of the values at positions
- * 0 to the token's own, or the last of them that the window shows, whose keys and
- * values are stored already.
+ * 0 to the token's end, or those of them that window and n_ahead show, whose keys and
+ * values are stored already. Ends of a session's tokens rise, or stay, with positions.
  * shape    out: [n_tokens][n_heads][d_v]
  * numeric  pages in order by pe_attend_fn, then out = acc / sum; for types that are
  *          stored rotated, q is rotated before and out after that. A page whose first

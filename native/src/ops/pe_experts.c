@@ -1,5 +1,7 @@
 #include "pe_experts.h"
 
+#include <math.h>
+
 #include "pe_math.h"
 #include "pe_product.h"
 
@@ -14,26 +16,111 @@ static bool is_among(const uint32_t *experts, uint32_t n, uint32_t expert) {
     return false;
 }
 
-void pe_routes_choose(pe_routes *routes, uint32_t token, const float *logits, bool is_normed) {
-    uint32_t *chosen = routes->experts + (uint64_t)token * routes->n_used;
-    float *weights = routes->weights + (uint64_t)token * routes->n_used;
-    for (uint32_t i = 0; i < routes->n_used; i++) {
-        uint32_t best = routes->n_experts;
-        for (uint32_t e = 0; e < routes->n_experts; e++) {
+static double sigmoid(float x) {
+    return 1.0 / (1.0 + pe_exp(-(double)x));
+}
+
+static float max_of(const float *x, uint32_t n) {
+    float max = x[0];
+    for (uint32_t i = 1; i < n; i++) {
+        max = x[i] > max ? x[i] : max;
+    }
+    return max;
+}
+
+/* The sum of e^(x - max) over all experts, or over those in the list. */
+static double sum_exp(const float *x, float max, const uint32_t *list, uint32_t n) {
+    double sum = 0.0;
+    for (uint32_t i = 0; i < n; i++) {
+        sum += pe_exp((double)x[list != NULL ? list[i] : i] - (double)max);
+    }
+    return sum;
+}
+
+static void score(float *scores, const float *logits, uint32_t n, const pe_routing *routing) {
+    const bool is_plain = !routing->is_sigmoid && routing->choice == NULL;
+    const float max = max_of(logits, n);
+    const double sum = is_plain || routing->is_sigmoid ? 1.0 : sum_exp(logits, max, NULL, n);
+    for (uint32_t e = 0; e < n; e++) {
+        scores[e] = logits[e];
+        if (!is_plain) {
+            scores[e] =
+                (float)(routing->is_sigmoid ? sigmoid(logits[e])
+                                            : pe_exp((double)logits[e] - (double)max) / sum);
+            scores[e] += routing->choice != NULL ? routing->choice[e] : 0.0f;
+        }
+    }
+}
+
+static float group_score(const float *scores, uint32_t n, bool adds_two) {
+    float best = -INFINITY;
+    float second = -INFINITY;
+    for (uint32_t i = 0; i < n; i++) {
+        const bool wins = scores[i] > best;
+        second = wins ? best : scores[i] > second ? scores[i] : second;
+        best = wins ? scores[i] : best;
+    }
+    return adds_two && n > 1 ? best + second : best;
+}
+
+/* Leaves only the best groups to choose from. A group that is out no longer counts as better
+ * than others; those that are in do, and they are enough to keep the rest out. */
+static void mask_groups(float *scores, uint32_t n_experts, const pe_routing *routing) {
+    const uint32_t n = n_experts / routing->n_groups;
+    for (uint32_t g = 0; g < routing->n_groups; g++) {
+        const float own = group_score(scores + (uint64_t)g * n, n, routing->is_sigmoid);
+        uint32_t n_better = 0;
+        for (uint32_t other = 0; other < routing->n_groups; other++) {
+            const float its = group_score(scores + (uint64_t)other * n, n, routing->is_sigmoid);
+            n_better += its > own || (other < g && !(its < own));
+        }
+        if (n_better >= routing->n_groups_used) {
+            for (uint32_t i = g * n; i < (g + 1) * n; i++) {
+                scores[i] = -INFINITY;
+            }
+        }
+    }
+}
+static void choose(uint32_t *chosen, uint32_t n_used, const float *scores, uint32_t n_experts) {
+    for (uint32_t i = 0; i < n_used; i++) {
+        uint32_t best = n_experts;
+        for (uint32_t e = 0; e < n_experts; e++) {
             // NaN wins against nothing but may stand first: its weights are NaN, and so the
             // logits, which is an error.
-            const bool wins = best == routes->n_experts || logits[e] > logits[best];
+            const bool wins = best == n_experts || scores[e] > scores[best];
             best = wins && !is_among(chosen, i, e) ? e : best;
         }
         chosen[i] = best;
     }
-    const double max = (double)logits[chosen[0]];
-    double sum = 0.0;
-    for (uint32_t i = 0; i < (is_normed ? routes->n_used : routes->n_experts); i++) {
-        sum += pe_exp((double)logits[is_normed ? chosen[i] : i] - max);
+}
+
+void pe_routes_choose(pe_routes *routes, uint32_t token, const float *logits,
+                      const pe_routing *routing) {
+    const uint32_t n_experts = routes->n_experts;
+    uint32_t *chosen = routes->experts + (uint64_t)token * routes->n_used;
+    float *weights = routes->weights + (uint64_t)token * routes->n_used;
+    float *scores = routes->scores + (uint64_t)token * n_experts;
+    score(scores, logits, n_experts, routing);
+    if (routing->n_groups > 1) {
+        mask_groups(scores, n_experts, routing);
+    }
+    choose(chosen, routes->n_used, scores, n_experts);
+    const float max = max_of(logits, n_experts);
+    double sum = 1.0;
+    if (!routing->is_sigmoid) {
+        sum = routing->is_normed ? sum_exp(logits, max, chosen, routes->n_used)
+                                 : sum_exp(logits, max, NULL, n_experts);
+    } else if (routing->is_normed) {
+        sum = 0.0;
+        for (uint32_t i = 0; i < routes->n_used; i++) {
+            sum += sigmoid(logits[chosen[i]]);
+        }
     }
     for (uint32_t i = 0; i < routes->n_used; i++) {
-        weights[i] = (float)(pe_exp((double)logits[chosen[i]] - max) / sum);
+        const float logit = logits[chosen[i]];
+        const double weight =
+            routing->is_sigmoid ? sigmoid(logit) : pe_exp((double)logit - (double)max);
+        weights[i] = (float)(weight / sum) * routing->scale;
     }
 }
 

@@ -106,10 +106,24 @@ INLINE vec vec_high(const uint8_t *q) {
     return vec_s8(vsub_s8(vreinterpret_s8_u8(high), vdup_n_s8(8)));
 }
 
+/* 4 rows of 4 floats as columns: the load puts every fourth number into one vector. */
+INLINE void turn_square(float *out, size_t out_stride, const float *in) {
+    float rows[16];
+    for (size_t r = 0; r < 4; r++) {
+        vst1q_f32(rows + 4 * r, vld1q_f32(in + r * PE_PAGE_TOKENS));
+    }
+    const float32x4x4_t columns = vld4q_f32(rows);
+    for (size_t c = 0; c < 4; c++) {
+        vst1q_f32(out + c * out_stride, columns.val[c]);
+    }
+}
+
 #include "attend.h"
+#include "delta.h"
 
 void pe_kernels_init_attend_neon(pe_kernels *kernels) {
     init_attend(kernels);
+    kernels->delta = delta;
 }
 
 #else

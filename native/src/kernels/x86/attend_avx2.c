@@ -103,10 +103,25 @@ INLINE vec vec_high(const uint8_t *q) {
     return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_srli_epi32(bytes, 4), _mm256_set1_epi32(8)));
 }
 
+/* 4 rows of 4 floats as columns. */
+INLINE void turn_square(float *out, size_t out_stride, const float *in) {
+    __m128 a = _mm_loadu_ps(in);
+    __m128 b = _mm_loadu_ps(in + PE_PAGE_TOKENS);
+    __m128 c = _mm_loadu_ps(in + 2 * (size_t)PE_PAGE_TOKENS);
+    __m128 d = _mm_loadu_ps(in + 3 * (size_t)PE_PAGE_TOKENS);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(out, a);
+    _mm_storeu_ps(out + out_stride, b);
+    _mm_storeu_ps(out + 2 * out_stride, c);
+    _mm_storeu_ps(out + 3 * out_stride, d);
+}
+
 #include "attend.h"
+#include "delta.h"
 
 void pe_kernels_init_attend_avx2(pe_kernels *kernels) {
     init_attend(kernels);
+    kernels->delta = delta;
 }
 
 #if defined(__clang__)

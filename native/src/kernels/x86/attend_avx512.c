@@ -119,10 +119,25 @@ INLINE vec vec_high(const uint8_t *q) {
     return nibbles(_mm512_srli_epi32(_mm512_cvtepu8_epi32(_mm_loadu_si128((const void *)q)), 4));
 }
 
+/* 4 rows of 4 floats as columns. */
+INLINE void turn_square(float *out, size_t out_stride, const float *in) {
+    __m128 a = _mm_loadu_ps(in);
+    __m128 b = _mm_loadu_ps(in + PE_PAGE_TOKENS);
+    __m128 c = _mm_loadu_ps(in + 2 * (size_t)PE_PAGE_TOKENS);
+    __m128 d = _mm_loadu_ps(in + 3 * (size_t)PE_PAGE_TOKENS);
+    _MM_TRANSPOSE4_PS(a, b, c, d);
+    _mm_storeu_ps(out, a);
+    _mm_storeu_ps(out + out_stride, b);
+    _mm_storeu_ps(out + 2 * out_stride, c);
+    _mm_storeu_ps(out + 3 * out_stride, d);
+}
+
 #include "attend.h"
+#include "delta.h"
 
 void pe_kernels_init_attend_avx512(pe_kernels *kernels) {
     init_attend(kernels);
+    kernels->delta = delta;
 }
 
 #if defined(__clang__)

@@ -1,0 +1,133 @@
+"""Which type each tensor of a file gets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+
+from converters import _encode
+from converters._encode import TensorType
+from converters._gguf_writer import OutTensor
+from converters._mapping import Mapped
+from converters._summary import Fallback
+from pyengine._errors import ArgumentError, ConversionError
+
+# Read a row a token, and small.
+_FLOAT_EMBEDDINGS = ("position_embd.weight", "token_types.weight")
+# Where an error of few bits costs most: every token's vectors, and every logit.
+_KEPT_AT_8_BITS = (
+    "token_embd.weight",
+    "output.weight",
+    "per_layer_token_embd.weight",
+    "per_layer_model_proj.weight",
+)
+# Types for rows that are whole blocks of 32, but not of 256: those that llama.cpp takes.
+_SMALLER = {
+    "Q2_K": _encode.Q4_0,
+    "Q3_K": _encode.Q4_0,
+    "Q4_K": _encode.Q5_0,
+    "Q5_K": _encode.Q5_1,
+    "Q6_K": _encode.Q8_0,
+    "IQ4_XS": _encode.IQ4_NL,
+}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A tensor's source and what becomes of it."""
+
+    mapped: Mapped
+    out: OutTensor
+
+
+class Choice:
+    """The types that the caller wants."""
+
+    def __init__(self, dtype: str, pure: bool, tensor_types: Mapping[str, str]) -> None:
+        """Looks the names up, whatever their case.
+
+        Args:
+            dtype: The type of matrices.
+            pure: Whether it is that of the embedding and the output head, too.
+            tensor_types: Types of some matrices by a pattern of their names; the first that fits.
+
+        Raises:
+            ArgumentError: A name is no type's.
+        """
+        self.kind = _find("dtype", dtype)
+        self._pure = pure
+        self._patterns = {
+            pattern: _find(f"tensor type of {pattern!r}", name)
+            for pattern, name in tensor_types.items()
+        }
+
+    def plan(self, mapped: list[Mapped]) -> tuple[list[Planned], list[Fallback]]:
+        """Chooses a type for every tensor.
+
+        Raises:
+            ConversionError: A pattern fits no matrix.
+        """
+        planned: list[Planned] = []
+        fallbacks: list[Fallback] = []
+        unused = dict.fromkeys(self._patterns)
+        for item in mapped:
+            wanted = self._wanted(item, unused)
+            written = _with_whole_blocks(wanted, item.shape[-1])
+            if written is not wanted:
+                reason = f"rows of {item.shape[-1]} weights are not whole blocks of {wanted.block}"
+                fallbacks.append(Fallback(item.target, wanted.name, written.name, reason))
+            planned.append(Planned(item, OutTensor(item.target, item.shape, written)))
+        for pattern in unused:
+            raise ConversionError(
+                f"tensor type of {pattern!r}: expected a pattern that fits a matrix, found none "
+                f"such as {_example(mapped)!r}"
+            )
+        return planned, fallbacks
+
+    def _wanted(self, item: Mapped, unused: dict[str, None]) -> TensorType:
+        if _is_float(item):
+            return _encode.F32
+        if item.packed:
+            return _encode.MXFP4
+        fitting = [pattern for pattern in self._patterns if _fits(pattern, item.target)]
+        for pattern in fitting:
+            unused.pop(pattern, None)
+        if fitting:
+            return self._patterns[fitting[0]]
+        if self.kind.quantized and not self._pure and item.target in _KEPT_AT_8_BITS:
+            return _encode.Q8_0
+        return self.kind
+
+
+def _find(what: str, name: str) -> TensorType:
+    kind = _encode.BY_NAME.get(name.lower()) if isinstance(name, str) else None
+    if kind is None:
+        raise ArgumentError(f"{what}: expected one of {', '.join(_encode.BY_NAME)}, found {name!r}")
+    return kind
+
+
+def _fits(pattern: str, target: str) -> bool:
+    return fnmatchcase(target, pattern) or fnmatchcase(target.removesuffix(".weight"), pattern)
+
+
+def _example(mapped: list[Mapped]) -> str:
+    return next((item.target for item in reversed(mapped) if not _is_float(item)), "")
+
+
+def _with_whole_blocks(kind: TensorType, columns: int) -> TensorType:
+    for candidate in (kind, _SMALLER.get(kind.name, kind)):
+        if columns % candidate.block == 0:
+            return candidate
+    return _encode.F16
+
+
+def _is_float(item: Mapped) -> bool:
+    """Whether a tensor is read as floats, or is so small that it had better be."""
+    return (
+        len(item.shape) == 1
+        or item.target.endswith(".bias")
+        or item.target.endswith(".ffn_gate_inp.weight")
+        or item.target in _FLOAT_EMBEDDINGS
+        or (item.rule is not None and item.rule.exact)
+    )
