@@ -167,7 +167,7 @@ void pe_history_abort(pe_history *history, const pe_state_pool *pool) {
 
 void pe_history_rewind(pe_history *history, const pe_state_pool *pool, uint32_t n_tokens) {
     cut(history, pool, n_tokens);
-    history->n_tokens = PE_MIN(history->n_tokens, n_tokens);  // none where nothing is recurrent
+    history->n_tokens = n_tokens;
     if (history->position > n_tokens) {
         go_back(history, pool);
     }
