@@ -753,6 +753,7 @@ TREE: dict[str, type[Exception]] = {
     "ModelFormatError": ValueError,
     "NumericError": ArithmeticError,
     "OutOfMemoryError": MemoryError,
+    "TaskFileError": ValueError,
     "TokenizerError": ValueError,
     "UnsupportedModelError": ValueError,
 }
