@@ -124,7 +124,11 @@ def _convert(
         mapping = ModelMapping(checkpoint.config, where)
     planned, fallbacks = choice.plan(mapping.tensors(checkpoint.entries))
     tokenizer, notes = tokenizer_fields(
-        checkpoint.folder, checkpoint.config, mapping.shape.vocab, self_test=self_test
+        checkpoint.folder,
+        checkpoint.config,
+        mapping.shape.vocab,
+        by_merges=mapping.by_merges,
+        self_test=self_test,
     )
     fields = [
         Field("general.architecture", "str", mapping.architecture),

@@ -80,6 +80,11 @@ class EncoderMapping:
         return next((key for key in names if self._config.values.get(key) is not None), names[0])
 
     @property
+    def by_merges(self) -> bool:
+        """As in `ModelMapping`; no encoder's tokenizer is such BPE."""
+        return False
+
+    @property
     def architecture(self) -> str:
         """GGUF's general.architecture."""
         return self.family.architecture

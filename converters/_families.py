@@ -14,11 +14,12 @@ from converters._families_delta import DELTA
 from converters._families_dense import DENSE
 from converters._families_experts import EXPERTS
 from converters._families_latent import LATENT
+from converters._families_layered import LAYERED
 from converters._families_recurrent import RECURRENT
 from converters._family import Family
 
 FAMILIES: Mapping[str, Family] = MappingProxyType(
-    {**DENSE, **EXPERTS, **LATENT, **RECURRENT, **DELTA}
+    {**DENSE, **EXPERTS, **LAYERED, **LATENT, **RECURRENT, **DELTA}
 )
 
 # Checkpoints that also see, named by what they wrap: the text model's settings lie in
@@ -28,6 +29,8 @@ WRAPPERS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {
         "Gemma3ForConditionalGeneration": ("Gemma3ForCausalLM",),
         "Mistral3ForConditionalGeneration": ("Ministral3ForCausalLM", "MistralForCausalLM"),
+        "Gemma4ForConditionalGeneration": ("Gemma4ForCausalLM",),
+        "Gemma4UnifiedForConditionalGeneration": ("Gemma4UnifiedForCausalLM",),
         "Qwen3_5ForConditionalGeneration": ("Qwen3_5ForCausalLM",),
         "Qwen3_5MoeForConditionalGeneration": ("Qwen3_5MoeForCausalLM",),
     }
@@ -38,6 +41,9 @@ LEFT_OUT_PREFIXES = (
     "multi_modal_projector.",
     "model.vision_tower.",
     "model.multi_modal_projector.",
+    "model.embed_vision.",
+    "model.audio_tower.",
+    "model.embed_audio.",
     "model.visual.",
     "mtp.",
 )

@@ -36,6 +36,7 @@ class Rule:
         cut: Which part of the stored rows it is: [0] out of [1].
         alternates: Whether the parts' rows alternate, instead of following each other.
         transposed: Whether rows and columns are stored the other way round.
+        needs: The attribute of `Shape` without which, or where it is 0, there is no such tensor.
         stored: The shape in the checkpoint, where it is another; names as in `shape`.
         exact: Whether it stays F32 whatever type is asked for.
         negated_exp: Whether the values are x of the -e^x that readers want.
@@ -55,6 +56,7 @@ class Rule:
     cut: tuple[int, int] = (0, 1)
     alternates: bool = False
     transposed: bool = False
+    needs: str = ""
     stored: tuple[str, ...] = ()
     exact: bool = False
     negated_exp: bool = False
@@ -162,6 +164,11 @@ class Family:
         fixed: Keys that must have one of these values.
         expert_width: The config key of an expert's inner width, "" where there are no experts.
         quantized: Values of quant_method that are read as they are.
+        model: Tensors of the model as a whole besides embedding, last norm and head.
+        experts_if: The config flag that says whether there are experts; "" where there always are.
+        experts_used: The config key of how many a token goes through.
+        by_merges: Whether readers expect BPE with byte_fallback as merges, not as scores.
+        layered: Whether layers have sizes of their own (`_layers.py`).
         last_norm: What the norm in front of the head is called, in the checkpoint and in GGUF.
         recurrent: The tensors of a layer that has a state instead of keys and values.
         recurrent_types: What layer_types calls such a layer.
@@ -193,6 +200,11 @@ class Family:
     fixed: Mapping[str, tuple[object, ...]] = field(default_factory=lambda: MappingProxyType({}))
     expert_width: str = ""
     quantized: tuple[str, ...] = ()
+    model: tuple[Rule, ...] = ()
+    experts_if: str = ""
+    experts_used: str = "num_experts_per_tok"
+    by_merges: bool = False
+    layered: bool = False
     last_norm: tuple[str, str] = ("model.norm", "output_norm")
     recurrent: tuple[Rule, ...] = ()
     recurrent_types: tuple[str, ...] = ()

@@ -15,7 +15,9 @@ from converters._families import FAMILIES, LEFT_OUT_PREFIXES, TEXT_PREFIXES, WRA
 from converters._family import ALWAYS, Family, Rule
 from converters._gguf_writer import Field
 from converters._latent import is_predictor, latent_fields, latent_sizes
+from converters._layers import read_layers
 from converters._rope import Rope
+from converters._shape import Shape
 from converters._source import Floats, TensorEntry
 from pyengine._errors import ConversionError
 
@@ -23,109 +25,6 @@ from pyengine._errors import ConversionError
 _IGNORED_SUFFIX = ".rotary_emb.inv_freq"
 _OUTPUT_HEAD = "lm_head.weight"
 _EMBEDDING = Rule("model.embed_tokens", "token_embd", ("vocab", "width"))
-
-
-@dataclass(frozen=True)
-class Shape:
-    """The sizes that the tensors follow; widths count numbers."""
-
-    layers: int
-    width: int
-    ffn_width: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    vocab: int
-    experts: int = 0
-    expert_width: int = 0
-    shared_width: int = 0
-    conv: int = 0
-    ssm_inner: int = 0
-    ssm_state: int = 0
-    ssm_heads: int = 0
-    ssm_groups: int = 0
-    one: int = 1
-    dense_layers: int = 0
-    # of latent attention
-    q_rank: int = 0
-    kv_rank: int = 0
-    rotated_width: int = 0
-    plain_width: int = 0
-    value_width: int = 0
-    nothing: int = 0
-
-    @property
-    def latent_key(self) -> int:
-        """Rows of the projection to what is stored of a token."""
-        return self.kv_rank + self.rotated_width
-
-    @property
-    def q_direct(self) -> int:
-        """Rows of the query projection of a model whose queries have no latent."""
-        return 0 if self.q_rank else self.heads * (self.plain_width + self.rotated_width)
-
-    @property
-    def q_indirect(self) -> int:
-        """And of one whose queries do."""
-        return self.heads * (self.plain_width + self.rotated_width) if self.q_rank else 0
-
-    @property
-    def heads_out(self) -> int:
-        """Columns of the output projection."""
-        return self.heads * self.value_width
-
-    delta: DeltaShape = NO_DELTA
-
-    @property
-    def q_width(self) -> int:
-        """Rows of the query projection."""
-        return self.heads * self.head_width
-
-    @property
-    def kv_width(self) -> int:
-        """Rows of the key and of the value projection."""
-        return self.kv_heads * self.head_width
-
-    @property
-    def qkv_width(self) -> int:
-        """Rows of the three projections in one tensor."""
-        return self.q_width + 2 * self.kv_width
-
-    @property
-    def two_ffn_width(self) -> int:
-        """Rows of gate and up in one tensor."""
-        return 2 * self.ffn_width
-
-    @property
-    def three_widths(self) -> int:
-        """Rows of three vectors as wide as the model."""
-        return 3 * self.width
-
-    @property
-    def two_q_width(self) -> int:
-        """Rows of the query projection, with a gate behind each head."""
-        return 2 * self.q_width
-
-    def size(self, name: str) -> int:
-        """A size by its name; those of linear attention begin with "delta."."""
-        part, _, inner = name.rpartition(".")
-        size: int = getattr(getattr(self, part) if part else self, inner)
-        return size
-
-    @property
-    def ssm_conv(self) -> int:
-        """Channels of Mamba-2's convolution: x, B and C."""
-        return self.ssm_inner + 2 * self.ssm_groups * self.ssm_state
-
-    @property
-    def ssm_in(self) -> int:
-        """Rows of its projection: the gate, those channels, a time step for each head."""
-        return self.ssm_inner + self.ssm_conv + self.ssm_heads
-
-    @property
-    def ssm_group(self) -> int:
-        """Dimensions that are normed together."""
-        return self.ssm_inner // self.ssm_groups
 
 
 @dataclass(frozen=True)
@@ -244,6 +143,7 @@ class ModelMapping:
             or config.integer("head_dim", width // heads or None),
             vocab=config.integer("vocab_size"),
             **self._expert_sizes(),
+            **self._input_sizes(),
             **self._state_sizes(),
             **latent,
             delta=DeltaShape.read(config) if self.family.delta else NO_DELTA,
@@ -260,7 +160,6 @@ class ModelMapping:
         self.context = config.integer("max_position_embeddings")
         self._epsilon = config.number("rms_norm_eps", 1e-6)
         self.tied = config.flag("tie_word_embeddings", False)
-        self._rope = Rope(config, self.family, self.shape.head_width)
         self._rotated = self._read_rotated()
         self._recurrent = self._read_recurrent()
         if self.family.attention_only and not any(self._recurrent):
@@ -270,6 +169,9 @@ class ModelMapping:
                 self.family, architecture=self.family.attention_only, extras=extras
             )
         self._window, self._windowed = self._read_windows()
+        self._shapes = [self.shape] * self.shape.layers
+        local_width = self._read_layers() if self.family.layered else 0
+        self._rope = Rope(config, self.family, self.shape.head_width, local_width)
 
     def _ffn_width(self) -> int:
         """Inner width of a dense layer; 0 where experts have one of their own and it is absent."""
@@ -288,14 +190,15 @@ class ModelMapping:
 
     def _expert_sizes(self) -> dict[str, int]:
         config, key = self._config, self.family.expert_width
-        if not key:
+        if not key or (self.family.experts_if and not config.flag(self.family.experts_if, False)):
             return {}
         names = ("num_local_experts", "num_experts", "n_routed_experts")
         count = next((n for n in names if config.values.get(n) is not None), names[0])
-        self._n_used = config.integer("num_experts_per_tok")
+        used = self.family.experts_used
+        self._n_used = config.integer(used)
         experts = config.integer(count)
         if self._n_used > experts:
-            raise config.fail("num_experts_per_tok", f"at most the {experts} experts")
+            raise config.fail(used, f"at most the {experts} experts")
         keys = ("shared_intermediate_size", "shared_expert_intermediate_size")
         shared = next((k for k in keys if config.values.get(k)), None)
         width = config.integer(shared) if shared else 0
@@ -307,7 +210,29 @@ class ModelMapping:
             "shared_width": width,
         }
 
+    def _input_sizes(self) -> dict[str, int]:
+        config, key = self._config, "hidden_size_per_layer_input"
+        if not self.family.model or not config.values.get(key):
+            return {}
+        if config.integer("vocab_size_per_layer_input") != config.integer("vocab_size"):
+            raise config.fail("vocab_size_per_layer_input", "vocab_size")
+        return {"input_width": config.integer(key)}
+
+    def _read_layers(self) -> int:
+        """Gives each layer its own shape, and the model the last one's; the width of heads in
+        windows."""
+        layers = read_layers(self._config, self._windowed)
+        self._shapes = [replace(self.shape, **vars(layer)) for layer in layers]
+        self.shape = replace(self.shape, head_width=layers[-1].head_width)
+        self._explicit_head_width = True
+        return self._config.integer("head_dim")
+
     # ---- metadata
+
+    @property
+    def by_merges(self) -> bool:
+        """Whether readers expect BPE with byte_fallback as merges, not as scores."""
+        return self.family.by_merges
 
     @property
     def architecture(self) -> str:
@@ -325,17 +250,20 @@ class ModelMapping:
         yield Field("context_length", "u32", self.context)
         yield Field("embedding_length", "u32", shape.width)
         if shape.ffn_width:
-            yield Field("feed_forward_length", "u32", shape.ffn_width)
+            yield self._each("feed_forward_length", [s.ffn_width for s in self._shapes])
         yield Field("attention.head_count", "u32", shape.heads)
         # Linear attention is told by a key of its own.
         absent = [recurrent and not self.family.delta for recurrent in self._recurrent]
-        kv_heads = [0 if no_heads else shape.kv_heads for no_heads in absent]
-        yield Field("attention.head_count_kv", "u32", kv_heads if 0 in kv_heads else shape.kv_heads)
+        kv_heads = [0 if gone else s.kv_heads for gone, s in zip(absent, self._shapes, strict=True)]
+        yield self._each("attention.head_count_kv", kv_heads)
         yield Field("rope.freq_base", "f32", self._rope.base)
         yield Field("attention.layer_norm_rms_epsilon", "f32", self._epsilon)
         if self._explicit_head_width:
             yield Field("attention.key_length", "u32", shape.head_width)
             yield Field("attention.value_length", "u32", shape.head_width)
+        if self._rope.local_dims:
+            yield Field("attention.key_length_swa", "u32", self._rope.local_dims)
+            yield Field("attention.value_length_swa", "u32", self._rope.local_dims)
         yield Field("vocab_size", "u32", shape.vocab)
         if shape.experts:
             yield Field("expert_count", "u32", shape.experts)
@@ -354,6 +282,10 @@ class ModelMapping:
             period = self._config.integer("full_attention_interval", 4)
             if self._recurrent == [(i + 1) % period != 0 for i in range(shape.layers)]:
                 yield Field("full_attention_interval", "u32", period)
+
+    def _each(self, key: str, values: list[int]) -> Field:
+        """A number of every layer: one for all where they are alike."""
+        return Field(key, "u32", values[0] if len(set(values)) == 1 else values)
 
     def _extra_fields(self) -> Iterator[Field]:
         for extra in self.family.extras:
@@ -377,7 +309,7 @@ class ModelMapping:
             yield Field(key, "u32", window)
         period = self.family.period
         implied = [period == 0 or (i + 1) % period != 0 for i in range(self.shape.layers)]
-        if window and layers != implied:
+        if window and (layers != implied or self.family.layered):
             yield Field("attention.sliding_window_pattern", "bool", layers)
 
     def _read_windows(self) -> tuple[int, list[bool]]:
@@ -394,7 +326,9 @@ class ModelMapping:
             return (window if window < self.context else 0), [True] * n
         stated = config.values.get("layer_types")
         if stated is not None:
-            return window, self._layer_types(stated)
+            types = self._layer_types(stated)
+            # transformers, too, takes the last layer's window away.
+            return window, [*types[:-1], False] if self.family.layered else types
         if kind == "late":
             first = config.values.get("max_window_layers")
             if isinstance(first, bool) or not isinstance(first, int) or first < 0:
@@ -405,7 +339,8 @@ class ModelMapping:
         period = self.family.period
         if "sliding_window_pattern" in self.family.defaults:
             period = config.integer("sliding_window_pattern")
-        return window, [(i + 1) % period != 0 for i in range(n)]
+        windowed = [(i + 1) % period != 0 for i in range(n)]
+        return window, [*windowed[:-1], False] if self.family.layered else windowed
 
     def _layer_types(self, stated: object) -> list[bool]:
         known = {"sliding_attention": True, "full_attention": False}
@@ -497,16 +432,27 @@ class ModelMapping:
         plan: list[Mapped] = []
         used: set[str] = set()
         for rule, layer in self._walk():
+            if self._lacks(rule, layer):
+                # Checkpoints may have weights of keys and values that no layer uses.
+                if rule.needs.startswith("owns_") and not self._shapes[layer].owns_kv:
+                    used.add(rule.source.format(layer) + rule.suffix)
+                continue
             plan.append(self._mapped(rule, layer, names, stored, used))
         self._refuse_unknown(set(names) - used)
         for name, values in self._rope.tensors.items():
             plan.insert(1, Mapped(name, values.shape, data=values))
         return plan
 
+    def _lacks(self, rule: Rule, layer: int) -> bool:
+        """Whether a layer does without the tensor."""
+        return bool(rule.needs) and not self._shapes[layer].size(rule.needs)
+
     def matrices(self) -> Iterator[Mapped]:
         """What `tensors` plans, for a checkpoint that is not at hand."""
         for rule, layer in self._walk():
-            dims = tuple(getattr(self.shape, name) for name in rule.shape)
+            if self._lacks(rule, layer):
+                continue
+            dims = tuple(map(self._shapes[layer].size, rule.shape))
             head_rows = self.shape.head_width if rule.heads and self.family.paired else 0
             source = rule.source.format(layer, 0) + rule.suffix
             yield Mapped(
@@ -524,7 +470,7 @@ class ModelMapping:
         if rule.or_stacked and rule.or_stacked[0].format(layer) in names:
             source, cut = rule.or_stacked
             rule = replace(rule, source=source, suffix="", experts="stacked", cut=cut)
-        dims = tuple(self.shape.size(name) for name in rule.shape)
+        dims = tuple(map(self._shapes[layer].size, rule.shape))
         n_sources = self.shape.experts if rule.experts == "each" else 1
         sources = [rule.source.format(layer, i) + rule.suffix for i in range(n_sources)]
         packed = rule.experts == "stacked" and f"{sources[0]}_blocks" in names
@@ -567,10 +513,13 @@ class ModelMapping:
 
     def _walk(self) -> Iterator[tuple[Rule, int]]:
         yield _EMBEDDING, 0
+        for rule in self.family.model:
+            if self.shape.input_width:
+                yield rule, 0
         for layer in range(self.shape.layers):
             other = "experts" if layer < self.shape.dense_layers else "dense"
             for rule in self.family.recurrent if self._recurrent[layer] else self.family.layer:
-                if rule.only == other or not all(map(self.shape.size, rule.shape)):
+                if rule.only == other or not all(map(self._shapes[layer].size, rule.shape)):
                     continue
                 yield rule, layer
                 if rule.bias == ALWAYS or (rule.bias and self._config.flag(rule.bias, False)):

@@ -16,6 +16,9 @@ FACTORS = "rope_freqs.weight"
 LONG_FACTORS = "rope_factors_long.weight"
 SHORT_FACTORS = "rope_factors_short.weight"
 
+# What readers expect frequencies to be divided by where nothing turns.
+_NEVER = 1e30
+
 _GLOBAL, _LOCAL = "full_attention", "sliding_attention"
 # Other names of a kind.
 _SPELLINGS = {"su": "longrope"}
@@ -28,16 +31,20 @@ class Rope:
 
     Attributes:
         dims: Dimensions of a head that are rotated.
+        local_dims: Those of windowed layers, 0 where they are the same.
         tensors: What belongs beside the weights, by GGUF's name.
     """
 
-    def __init__(self, config: Config, family: Family, head_width: int) -> None:
+    def __init__(
+        self, config: Config, family: Family, head_width: int, local_head_width: int = 0
+    ) -> None:
         """Reads them.
 
         Args:
             config: config.json.
             family: The model's.
             head_width: Dimensions of a head.
+            local_head_width: Those of windowed layers where they may differ.
 
         Raises:
             ConversionError: A value is missing or out of range, or a kind is unsupported.
@@ -45,6 +52,7 @@ class Rope:
         self._family = family
         self._context = config.integer("max_position_embeddings")
         self.tensors: dict[str, Floats] = {}
+        self.local_dims = local_head_width
         self._scaling: list[Field] = []
         both = config.section("rope_parameters") or config.section("rope_scaling")
         rope, local = self._split(both)
@@ -58,11 +66,20 @@ class Rope:
             if local.text("rope_type", "default") != "default":
                 raise local.fail("rope_type", "'default' in windowed layers")
         factor = config.number("partial_rotary_factor", 1.0)
+        if rope is None and "proportional" in family.rope_kinds:
+            raise config.fail("rope_parameters", f"settings of {_GLOBAL} and {_LOCAL}")
         if rope is not None:
             self.base = rope.number("rope_theta", self.base)
             factor = rope.number("partial_rotary_factor", factor)
-        self.dims = int(head_width * factor)
-        if factor != 1.0 and (family.architecture not in _PARTIAL or factor > 1.0 or self.dims % 2):
+        # Then all are, some of them by nothing.
+        proportional = rope is not None and rope.values.get("rope_type") == "proportional"
+        self._proportion = factor
+        self.dims = head_width if proportional else int(head_width * factor)
+        if (
+            factor != 1.0
+            and not proportional
+            and (family.architecture not in _PARTIAL or factor > 1.0 or self.dims % 2)
+        ):
             raise (rope or config).fail("partial_rotary_factor", "1.0")
         self._sections = self._read_sections(rope)
         if rope is not None:
@@ -73,6 +90,8 @@ class Rope:
     def fields(self) -> Iterator[Field]:
         """The metadata but for the base, without the architecture's name."""
         yield Field("rope.dimension_count", "u32", self.dims)
+        if self.local_dims:
+            yield Field("rope.dimension_count_swa", "u32", self.local_dims)
         if self.local_base:
             yield Field("rope.freq_base_swa", "f32", self.local_base)
         if self._sections:
@@ -137,6 +156,8 @@ class Rope:
             self._put("factor", "f32", rope.number("factor"))
         elif kind == "llama3":
             self.tensors[FACTORS] = self._llama3_factors(rope)
+        elif "proportional" in known:
+            self.tensors[FACTORS] = self._proportional_factors(rope, kind == "proportional")
         elif kind == "yarn":
             self._read_yarn(rope)
         elif kind == "longrope":
@@ -215,6 +236,17 @@ class Rope:
         self._put("type", "str", "longrope")
         self._put("attn_factor", "f32", rope.number("attention_factor", gain))
         self._put("original_context_length", "u32", self._original)
+
+    def _proportional_factors(self, rope: Config, some: bool) -> Floats:
+        """Pairs that are rotated, then those that turn by nothing in any context."""
+        if not some:
+            return np.ones(self.dims // 2, dtype=np.float32)
+        rotated = int(self._proportion * self.dims // 2)
+        if not 0 < rotated <= self.dims // 2:
+            raise rope.fail("partial_rotary_factor", "a part of the head, one pair or more")
+        factors = np.full(self.dims // 2, _NEVER, dtype=np.float32)
+        factors[:rotated] = rope.number("factor", 1.0)
+        return factors
 
     def _llama3_factors(self, rope: Config) -> Floats:
         """What each rotation frequency is divided by under Llama 3's long-context scaling.

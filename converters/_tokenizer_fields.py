@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from converters._byte_bpe import read_byte_bpe
+from converters._gemma_bpe import read_gemma_bpe
 from converters._gguf_writer import Field
 from converters._json import read_object, read_optional
 from converters._self_test import self_test_fields
@@ -21,7 +22,12 @@ _TIKTOKEN_LINE = re.compile(rb"[A-Za-z0-9+/]+=* \d+\n")
 
 
 def tokenizer_fields(
-    folder: Path, config: dict[str, Any], size: int, *, self_test: bool = True
+    folder: Path,
+    config: dict[str, Any],
+    size: int,
+    *,
+    by_merges: bool = False,
+    self_test: bool = True,
 ) -> tuple[list[Field], list[str]]:
     """Reads whichever tokenizer files the folder has.
 
@@ -31,6 +37,7 @@ def tokenizer_fields(
         folder: The checkpoint.
         config: config.json.
         size: Rows of the embedding; a smaller vocabulary is padded up to it.
+        by_merges: BPE with byte_fallback is written as merges, not as scores.
         self_test: Add texts with the ids of the original tokenizer, which loading checks.
 
     Returns:
@@ -42,7 +49,7 @@ def tokenizer_fields(
     json_path, model_path = folder / "tokenizer.json", folder / "tokenizer.model"
     tokenizer_json = read_object(json_path, unique=True) if json_path.is_file() else {}
     tokenizer_config = read_optional(folder / "tokenizer_config.json")
-    if model_path.is_file() and not (tokenizer_json and _is_tiktoken(model_path)):
+    if model_path.is_file() and not by_merges and not (tokenizer_json and _is_tiktoken(model_path)):
         source = model_path
         vocabulary = read_model_file(model_path, tokenizer_config, size)
         # Where both are there, transformers goes by tokenizer.json.
@@ -52,7 +59,8 @@ def tokenizer_fields(
             vocabulary.fields += spaces
     elif tokenizer_json:
         source = json_path
-        vocabulary = _read_json(tokenizer_json, tokenizer_config, size, str(json_path))
+        where = str(json_path)
+        vocabulary = _read_json(tokenizer_json, tokenizer_config, size, where, by_merges)
     else:
         raise ConversionError(
             f"{folder}: expected tokenizer.json or tokenizer.model, found neither"
@@ -73,7 +81,11 @@ def _is_tiktoken(path: Path) -> bool:
 
 
 def _read_json(
-    tokenizer_json: dict[str, Any], tokenizer_config: dict[str, Any], size: int, where: str
+    tokenizer_json: dict[str, Any],
+    tokenizer_config: dict[str, Any],
+    size: int,
+    where: str,
+    by_merges: bool,
 ) -> Vocabulary:
     model = tokenizer_json.get("model")
     kind = model.get("type") if isinstance(model, dict) else None
@@ -83,7 +95,8 @@ def _read_json(
     if not isinstance(model, dict) or kind not in ("BPE", None) or "merges" not in model:
         raise ConversionError(f"{where}: model: expected type 'BPE' or 'WordPiece', found {kind!r}")
     if model.get("byte_fallback"):
-        return read_json_file(tokenizer_json, tokenizer_config, size, where)
+        read = read_gemma_bpe if by_merges else read_json_file
+        return read(tokenizer_json, tokenizer_config, size, where)
     # Spelled in several places and depths, and only ever with this meaning.
     parts = (tokenizer_json.get("pre_tokenizer"), tokenizer_json.get("decoder"))
     if not any("'ByteLevel'" in str(part) for part in parts):

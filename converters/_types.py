@@ -13,8 +13,13 @@ from converters._mapping import Mapped
 from converters._summary import Fallback
 from pyengine._errors import ArgumentError, ConversionError
 
-# Where an error of few bits costs most: every token's vector, and every logit.
-_KEPT_AT_8_BITS = ("token_embd.weight", "output.weight")
+# Where an error of few bits costs most: every token's vectors, and every logit.
+_KEPT_AT_8_BITS = (
+    "token_embd.weight",
+    "output.weight",
+    "per_layer_token_embd.weight",
+    "per_layer_model_proj.weight",
+)
 # Read a row a token, and small.
 _FLOAT_EMBEDDINGS = ("position_embd.weight", "token_types.weight")
 # Types for rows that are whole blocks of 32, but not of 256: those that llama.cpp takes.

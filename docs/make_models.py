@@ -45,6 +45,11 @@ over in the middle of a text, and its cache then holds both kinds.
 
 Windows: any list of windowed layers. Pages before a window are skipped but kept.
 
+Layers of different sizes: heads and feed-forward widths may differ from layer to layer, and head
+widths between layers with a window and those without. Layers that attend to an earlier layer's
+keys and values take no room in pages, and in them a prompt's tokens whose logits nobody wants are
+not computed. Of Gemma 4's per-layer embeddings a token reads one row of the file's mapping.
+
 Experts: softmax over the chosen ones or over all, biases, a clamped gate, an expert that sees
 every token; sigmoids with a bias that chooses but does not weigh, and only the best groups to
 choose from, behind leading dense layers (DeepSeek). In a decode step only the chosen experts'

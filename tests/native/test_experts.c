@@ -215,6 +215,7 @@ static void products(void) {
     pe_weight weight = {.data = matrices,
                         .n_rows = N_ROWS,
                         .n_cols = N_COLS,
+                        .stack_rows = N_ROWS,
                         .row_bytes = N_COLS * sizeof(float),
                         .dtype = PE_DTYPE_F32};
     pe_weight bias = {.data = biases, .n_rows = 1, .n_cols = N_ROWS};

@@ -12,8 +12,8 @@
 #define D_K 5
 #define D_V 7
 
-static const pe_kv_shape SHAPE = {
-    .n_layers = LAYERS, .n_kv_heads = HEADS, .d_k = D_K, .d_v = D_V, .type = PE_KV_F32};
+static const pe_kv_layer ALIKE[LAYERS] = {{HEADS, D_K, D_V, false}, {HEADS, D_K, D_V, false}};
+static const pe_kv_shape SHAPE = {.n_layers = LAYERS, .layers = ALIKE, .type = PE_KV_F32};
 
 static pe_kv_pool new_pool(uint64_t max_pages) {
     pe_kv_pool pool;
@@ -44,8 +44,8 @@ static void write_at(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t 
 }
 
 static float item(const pe_kv_pool *pool, const void *data, size_t i) {
-    return pool->shape.type == PE_KV_F32 ? ((const float *)data)[i]
-                                         : pe_f16_to_f32(((const pe_f16 *)data)[i]);
+    return pool->type == PE_KV_F32 ? ((const float *)data)[i]
+                                   : pe_f16_to_f32(((const pe_f16 *)data)[i]);
 }
 
 /* Keys lie dimension by dimension, values position by position. */
@@ -91,6 +91,7 @@ static void layout(void) {
         CHECK_U64(pool.n_pages, 0);
         CHECK_U64(pool.budget.n_bytes_peak, 3 * pool.page_bytes);
         CHECK(table.pages == NULL && table.n_pages == 0 && table.capacity == 0, "not empty");
+        pe_kv_pool_free(&pool);
     }
 }
 
@@ -98,8 +99,8 @@ static void layout(void) {
 static void quantized_layout(void) {
     enum { WIDTH = 80, WIDE = 64 };  // 80: its last block is half full, 16 divides it: no rotation
     for (pe_kv_type type = PE_KV_Q8_0; type <= PE_KV_Q4_0; type++) {
-        const pe_kv_shape shape = {
-            .n_layers = 1, .n_kv_heads = 2, .d_k = WIDTH, .d_v = WIDE, .type = type};
+        const pe_kv_layer layer = {2, WIDTH, WIDE, false};
+        const pe_kv_shape shape = {.n_layers = 1, .layers = &layer, .type = type};
         const uint32_t dtype = type == PE_KV_Q8_0 ? PE_DTYPE_Q8_0 : PE_DTYPE_Q4_0;
         const size_t n_bytes = type == PE_KV_Q8_0 ? 32 : 16;  // of a block's integers
         pe_kv_pool pool;
@@ -150,7 +151,47 @@ static void quantized_layout(void) {
         const pe_f16 *scales = pe_kv_keys(&pool, &table, 0, 0, 0);
         CHECK(!is_nan(pe_f16_to_f32(scales[0])) && is_nan(pe_f16_to_f32(scales[32])), "NaN");
         pe_kv_clear(&pool, &table);
+        pe_kv_pool_free(&pool);
     }
+}
+
+/* Layers of other heads and widths stand side by side; one without keys and values of its own
+ * takes no room. */
+static void unlike_layers(void) {
+    static const pe_kv_layer layers[] = {{3, 32, 16, false}, {0, 64, 64, false}, {1, 8, 40, false}};
+    const pe_kv_shape shape = {.n_layers = 3, .layers = layers, .type = PE_KV_F32};
+    pe_kv_pool pool;
+    pe_kv_table table = {0};
+    CHECK_OK(pe_kv_pool_init(&pool, &shape, UINT64_MAX, err));
+    CHECK_U64(pool.page_bytes, sizeof(float) * PE_PAGE_TOKENS * (3 * (32 + 16) + 8 + 40));
+    CHECK_OK(pe_kv_reserve(&pool, &table, 0, PE_PAGE_TOKENS, err));
+    for (uint32_t layer = 0; layer < 3; layer += 2) {
+        float k[3 * 32];
+        float v[3 * 16];
+        for (size_t i = 0; i < PE_LEN(k); i++) {
+            k[i] = (float)(1000 * layer + i);
+        }
+        for (size_t i = 0; i < PE_LEN(v); i++) {
+            v[i] = -(float)(1000 * layer + i);
+        }
+        for (uint64_t position = 0; position < PE_PAGE_TOKENS; position++) {
+            pe_kv_store(&pool, &table, layer, position, k, v);
+        }
+    }
+    for (uint32_t layer = 0; layer < 3; layer += 2) {
+        const pe_kv_layer *shape_of = &layers[layer];
+        for (uint32_t head = 0; head < shape_of->n_kv_heads; head++) {
+            const float *keys = pe_kv_keys(&pool, &table, 0, layer, head);
+            const float *values = pe_kv_values(&pool, &table, 0, layer, head);
+            const float first = (float)(1000 * layer);
+            CHECK(keys[0] == first + (float)(head * shape_of->d_k), "layer %u head %u", layer,
+                  head);
+            CHECK(values[0] == -first - (float)(head * shape_of->d_v), "layer %u head %u", layer,
+                  head);
+        }
+    }
+    pe_kv_clear(&pool, &table);
+    pe_kv_pool_free(&pool);
 }
 
 /* Twice is not at all; one dimension is spread over its run. */
@@ -200,6 +241,8 @@ static void truncation(void) {
     pe_kv_clear(&pool, &table);
     pe_kv_clear(&pool, &table);
     CHECK_U64(pool.n_pages, 0);
+    pe_kv_pool_free(&pool);
+    pe_kv_pool_free(&pool);
 }
 
 static void copy_on_write(void) {
@@ -240,6 +283,7 @@ static void copy_on_write(void) {
     }
     pe_kv_clear(&pool, &b);
     CHECK_U64(pool.n_pages, 0);
+    pe_kv_pool_free(&pool);
 }
 
 static void budget(void) {
@@ -273,9 +317,11 @@ static void budget(void) {
     pe_kv_pool none = new_pool(0);
     CHECK_FAILS(pe_kv_reserve(&none, &a, 0, 1, err), PE_ERR_NOMEM, "within 0 bytes");
     pe_kv_clear(&none, &a);
+    pe_kv_pool_free(&none);
+    pe_kv_pool_free(&pool);
 
-    pe_kv_shape huge = SHAPE;
-    huge.n_layers = huge.n_kv_heads = huge.d_k = UINT32_MAX;
+    const pe_kv_layer wide[] = {{1, D_K, D_V, false}, {UINT32_MAX, UINT32_MAX, D_V, false}};
+    const pe_kv_shape huge = {.n_layers = 2, .layers = wide, .type = PE_KV_F32};
     CHECK_FAILS(pe_kv_pool_init(&pool, &huge, UINT64_MAX, err), PE_ERR_ARG, "fits 64 bits");
 }
 
@@ -321,12 +367,13 @@ static void random_timelines(void) {
         pe_kv_clear(&pool, &tables[i]);
     }
     CHECK_U64(pool.n_pages, 0);
+    pe_kv_pool_free(&pool);
 }
 
 int main(void) {
     static const test_case tests[] = {
         TEST(layout),        TEST(quantized_layout), TEST(rotation),         TEST(truncation),
-        TEST(copy_on_write), TEST(budget),           TEST(random_timelines),
+        TEST(copy_on_write), TEST(budget),           TEST(random_timelines), TEST(unlike_layers),
     };
     return run_tests(tests, PE_LEN(tests));
 }

@@ -132,12 +132,9 @@ static void attend(float *to, pe_kv_type type, uint32_t d_v, bool are_keys, uint
     pe_ops ops = make_ops(n_threads);
     pe_kv_pool pool;
     pe_kv_table table = {0};
-    const pe_kv_shape shape = {.n_layers = 1,
-                               .n_kv_heads = 1,
-                               .d_k = D_K,
-                               .d_v = d_v,
-                               .type = type,
-                               .values_are_keys = are_keys};
+    const pe_kv_layer layer = {
+        .n_kv_heads = 1, .d_k = D_K, .d_v = d_v, .values_are_keys = are_keys};
+    const pe_kv_shape shape = {.n_layers = 1, .layers = &layer, .type = type};
     CHECK_OK(pe_kv_pool_init(&pool, &shape, UINT64_MAX, err));
     CHECK_U64(pool.page_bytes,
               pe_page_bytes(type, D_K) + (are_keys ? 0 : pe_page_bytes(type, d_v)));
@@ -163,6 +160,7 @@ static void attend(float *to, pe_kv_type type, uint32_t d_v, bool are_keys, uint
     pe_attend(&ops, &pool, 0, to, &queries, &room);
     pe_mem_free(floats_of_threads);
     pe_kv_clear(&pool, &table);
+    pe_kv_pool_free(&pool);
     pe_pool_free(ops.pool);
 }
 

@@ -109,8 +109,12 @@ static pe_file *start(const tiny_lfm2 *options) {
 static void however_computed(void) {
     static const uint32_t dtypes[] = {PE_DTYPE_F32, PE_DTYPE_Q8_0, PE_DTYPE_Q4_0};
     static const uint32_t cuts[] = {1, 7, 31, 32, 33, 100};
+    static const uint32_t uneven[] = {2, 1, 0};
     for (size_t t = 0; t < LEN(dtypes); t++) {
-        const tiny_lfm2 model = {.dtype = dtypes[t], .n_conv = 1 + (uint32_t)t * 2};
+        // The last of them has layers of 2, 1 and no KV heads.
+        const tiny_lfm2 model = {.dtype = dtypes[t],
+                                 .n_conv = 1 + (uint32_t)t * 2,
+                                 .kv_heads = dtypes[t] == PE_DTYPE_Q4_0 ? uneven : NULL};
         pe_file *file = start(&model);
         uint32_t i = 0;
         FOR_EACH_ISA(isa) {
@@ -417,7 +421,7 @@ static void random_lives(void) {
 /* ---- refusals --------------------------------------------------------- */
 
 static void unfit_models(void) {
-    static const uint32_t uneven[] = {2, 1, 0};
+    static const uint32_t uneven[] = {3, 1, 0};
     static const uint32_t huge[] = {0, 4000000000u, 0};
     static const uint32_t none[] = {0, 0, 0};
     static const struct {
@@ -425,7 +429,7 @@ static void unfit_models(void) {
         pe_status status;
         const char *fragment;
     } table[] = {
-        {{.kv_heads = uneven}, PE_ERR_UNSUPPORTED, "found 2 and, for layer 1, 1"},
+        {{.kv_heads = uneven}, PE_ERR_FORMAT, "expected a multiple of the 3 KV heads, found 4"},
         {{.kv_heads = huge}, PE_ERR_FORMAT, "number of KV heads: expected 1 to 4"},
         {{.kv_heads = none}, PE_ERR_FORMAT, "number of KV heads: expected 1 to 4, found 0"},
         {{.kv_heads = none, .n_kv_heads = 2},

@@ -108,6 +108,17 @@ def test_no_bit_depends_on_how_a_text_is_cut(
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_no_bit_depends_on_whose_logits_are_wanted(converted: Converted, name: str) -> None:
+    tokens = tokens_of(name)
+    with Engine(converted(name, "q8_0"), n_threads=2, n_batch=16) as engine:
+        expected = engine.logits(tokens)
+        session = engine.session()
+        found = [session.feed(tokens[:38]), session.feed(tokens[38:70], logits="none")]
+        assert np.array_equal(found[0][-1], expected[37])
+        assert np.array_equal(session.feed(tokens[70:])[-1], expected[-1])
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_no_bit_depends_on_the_instruction_set(converted: Converted, name: str) -> None:
     tokens = tokens_of(name)
     with Engine(converted(name, "q8_0"), n_threads=1, isa="scalar") as engine:
@@ -152,23 +163,32 @@ def tensors_of(path: Path) -> dict[str, Any]:
     return {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
 
 
-@pytest.mark.parametrize("prefix", ["language_model.model.", "model.language_model."])
+@pytest.mark.parametrize(
+    ("name", "prefix"),
+    [
+        ("gemma3", "language_model.model."),
+        ("gemma3", "model.language_model."),
+        ("gemma4", "model.language_model."),
+    ],
+)
 def test_a_text_model_inside_one_that_sees_is_the_same_model(
-    converted: Converted, tmp_path: Path, prefix: str
+    converted: Converted, tmp_path: Path, name: str, prefix: str
 ) -> None:
-    folder = source_of("gemma3", tmp_path / "wrapped")
+    folder = source_of(name, tmp_path / "wrapped")
     config = json.loads((folder / "config.json").read_text("utf-8"))
     config.pop("architectures")
-    wrapper = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": config}
+    outer = name.replace("gemma", "Gemma") + "ForConditionalGeneration"
+    wrapper = {"architectures": [outer], "text_config": config}
     (folder / "config.json").write_text(json.dumps(wrapper))
     stored = read_safetensors(folder / "model.safetensors")
-    renamed = {name.replace("model.", prefix, 1): row for name, row in stored.items()}
-    renamed["vision_tower.x.weight"] = ("BF16", [4], bytes(8))
+    renamed = {tensor.replace("model.", prefix, 1): row for tensor, row in stored.items()}
+    for left_out in ("vision_tower.x", "model.embed_vision.x", "model.audio_tower.x"):
+        renamed[f"{left_out}.weight"] = ("BF16", [4], bytes(8))
     write_safetensors(folder / "model.safetensors", renamed)
     converters.convert(folder, tmp_path / "out.gguf", dtype="f32")
-    found, expected = tensors_of(tmp_path / "out.gguf"), tensors_of(converted("gemma3", "f32"))
+    found, expected = tensors_of(tmp_path / "out.gguf"), tensors_of(converted(name, "f32"))
     assert found.keys() == expected.keys()
-    assert all(np.array_equal(found[name].data, expected[name].data) for name in found)
+    assert all(np.array_equal(found[key].data, expected[key].data) for key in found)
 
 
 def test_what_qwen35_has_beside_its_text_is_left_out(converted: Converted, tmp_path: Path) -> None:
@@ -358,6 +378,189 @@ def test_experts_where_none_belong_are_refused(
         Engine(tmp_path / "out.gguf")
 
 
+# ---- layers of different sizes
+
+
+def rewritten(path: Path, out: Path, change: Callable[[dict[str, Array]], None]) -> Path:
+    """The F32 file with other tensors."""
+    reader = gguf.GGUFReader(path)
+    arrays = {tensor.name: np.array(tensor.data) for tensor in reader.tensors}
+    change(arrays)
+    writer = gguf.GGUFWriter(out, reader.fields["general.architecture"].contents())
+    for key, field in reader.fields.items():
+        if not key.startswith(("GGUF.", "general.architecture")):
+            value, kinds = field.contents(), field.types
+            writer.add_key_value(key, value, kinds[0], kinds[-1] if len(kinds) > 1 else None)
+    for name, array in arrays.items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def logits_of(path: Path, tokens: list[int]) -> Array:
+    with Engine(path, n_threads=1) as engine:
+        return engine.logits(tokens)
+
+
+def test_experts_in_one_tensor_or_in_two_are_the_same_model(
+    converted: Converted, tmp_path: Path
+) -> None:
+    def split(arrays: dict[str, Array]) -> None:
+        for name in [name for name in arrays if "gate_up" in name]:
+            gate, up = np.split(arrays.pop(name), 2, axis=1)
+            arrays[name.replace("gate_up", "gate")] = gate.copy()
+            arrays[name.replace("gate_up", "up")] = up.copy()
+
+    def both(arrays: dict[str, Array]) -> None:
+        up = next(array for name, array in arrays.items() if "gate_up" in name)
+        arrays["blk.1.ffn_up_exps.weight"] = np.split(up, 2, axis=1)[1].copy()
+
+    tokens, path = tokens_of("gemma4-experts"), converted("gemma4-experts", "f32")
+    other = rewritten(path, tmp_path / "two.gguf", split)
+    assert np.array_equal(logits_of(other, tokens), logits_of(path, tokens))
+    with pytest.raises(ModelFormatError, match=r"gate_up_exps.weight: expected this tensor or its"):
+        Engine(rewritten(path, tmp_path / "both.gguf", both))
+    missing = "blk.0.attn_v.weight: expected a tensor, since the layer has a window"
+    with pytest.raises(ModelFormatError, match=missing):
+        Engine(rewritten(path, tmp_path / "v.gguf", lambda arrays: arrays.pop(missing[:19])))
+
+
+def test_keys_that_no_layer_reads_change_nothing(converted: Converted, tmp_path: Path) -> None:
+    path, tokens = converted("gemma4", "f32"), tokens_of("gemma4")
+
+    def more(arrays: dict[str, Array]) -> None:
+        for part in ("attn_k.weight", "attn_v.weight", "attn_k_norm.weight"):
+            arrays[f"blk.3.{part}"] = arrays[f"blk.1.{part}"]
+
+    other = rewritten(path, tmp_path / "more.gguf", more)
+    assert np.array_equal(logits_of(other, tokens), logits_of(path, tokens))
+    folder = source_of("gemma4", tmp_path / "checkpoint")
+    stored = read_safetensors(folder / "model.safetensors")
+    for part in ("k_proj", "v_proj", "k_norm"):
+        name = "model.layers.{}.self_attn." + part + ".weight"
+        stored[name.format(3)] = stored[name.format(1)]
+    write_safetensors(folder / "model.safetensors", stored)
+    converters.convert(folder, tmp_path / "same.gguf", dtype="f32")
+    assert tensors_of(tmp_path / "same.gguf").keys() == tensors_of(path).keys()
+
+
+def test_only_what_is_read_counts(converted: Converted) -> None:
+    with Engine(converted("gemma4", "f32"), kv_type="f32") as engine:
+        info = engine.info
+        sizes = {tensor.name: tensor.n_bytes for tensor in engine.file.tensors}
+    looked_up = sizes["per_layer_token_embd.weight"]
+    # The embedding is read as the head.
+    assert info.decode_bytes == info.weight_bytes - looked_up == sum(sizes.values()) - looked_up
+    # Two of four layers have keys and values: one head of 16 and one of 32 dimensions.
+    assert info.kv_page_bytes == 32 * 4 * 2 * (16 + 32)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("attention.shared_kv_layers", 4, "layers without keys and values: expected 0 to 3"),
+        ("attention.shared_kv_layers", 3, "layer 1: expected a layer below 1 with no window"),
+        ("attention.key_length_swa", 0, "key length in windows: expected 1 to"),
+        ("attention.value_length_swa", 2**31, "value length in windows: expected 1 to"),
+        ("attention.value_length_swa", 24, "blk.0.attn_v.weight: expected shape"),
+        ("rope.dimension_count_swa", 18, "rotated dimensions in windows: expected 0 to 16"),
+        ("rope.dimension_count_swa", 15, "rotated dimensions: expected an even number, found 15"),
+        ("rope.dimension_count", 16, "rope_freqs.weight: expected shape"),
+        ("embedding_length_per_layer_input", 2**31, "per-layer input length: expected 0 to"),
+        ("embedding_length_per_layer_input", 0, "per_layer_token_embd.weight: expected only"),
+        (
+            "feed_forward_length",
+            [64, 64, 128],
+            "32-bit number for each of 4 layers, found an array of 3",
+        ),
+        ("feed_forward_length", [64, 64, 128, 0], "feed-forward length: expected 1 to"),
+        ("feed_forward_length", [64, 64, 64, 64], "blk.2.ffn_gate.weight: expected shape"),
+        ("attention.head_count_kv", [1, 1, 1, 0], "number of KV heads: expected 1 to 2, found 0"),
+        ("attention.head_count_kv", [1, 1, 1, 2], "layer 3: expected a layer below 2 with no"),
+        ("attention.head_count_kv", [1, 2, 1, 2], "blk.1.attn_k.weight: expected shape"),
+        ("attention.head_count_kv", [2**31, 1, 1, 1], "number of KV heads: expected 1 to 2"),
+        ("attention.sliding_window_pattern", [False] * 4, "blk.0.attn_q.weight: expected shape"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str, value: Any, message: str
+) -> None:
+    fields = ModelMapping.fields
+    kind = "bool" if key.endswith("pattern") else "u32"
+
+    def changed(self: ModelMapping) -> list[Field]:
+        kept = [field for field in fields(self) if field.key != f"gemma4.{key}"]
+        return [*kept, Field(f"gemma4.{key}", kind, value)]  # type: ignore[arg-type]
+
+    monkeypatch.setattr(ModelMapping, "fields", changed)
+    folder = source_of("gemma4", tmp_path / "gemma4")
+    converters.convert(folder, tmp_path / "out.gguf", dtype="f32")
+    with pytest.raises((ModelFormatError, UnsupportedModelError), match=message):
+        Engine(tmp_path / "out.gguf")
+
+
+def test_both_spellings_of_sizes_are_read() -> None:
+    config = json.loads((GOLDEN / "families/gemma4-experts/config.json").read_text("utf-8"))
+    assert config.pop("per_layer_config") == {"1": {"head_dim": 32, "num_key_value_heads": 1}}
+    mapping = ModelMapping({**config, "global_head_dim": 32, "num_global_key_value_heads": 1})
+    fields = {field.key: field.value for field in mapping.fields()}
+    assert fields["gemma4.attention.key_length"] == 32
+    assert fields["gemma4.attention.key_length_swa"] == 16
+    assert fields["gemma4.attention.head_count_kv"] == [2, 1]
+    plain = ModelMapping({**config, "global_head_dim": 32, "attention_k_eq_v": False})
+    assert {f.key: f.value for f in plain.fields()}["gemma4.attention.head_count_kv"] == 2
+
+
+def test_gemma4_has_its_tokenizer_as_merges(tmp_path: Path) -> None:
+    folder = source_of("gemma4", tmp_path / "gemma4")
+    mark = "\u2581"
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", *(f"<0x{b:02X}>" for b in range(256))]
+    pieces += [mark, "a", "b", f"{mark}a", "ab", f"{mark}ab", "<|tool_call>", "<|turn>"]
+    replace = {"type": "Replace", "pattern": {"String": " "}, "content": mark}
+    words = {
+        "added_tokens": [
+            {"id": i, "content": text, "special": True}
+            for i, text in enumerate(pieces)
+            if i < 4 or text.startswith("<|")
+        ],
+        "normalizer": replace,
+        "decoder": {"type": "Sequence", "decoders": [{"type": "ByteFallback"}, {"type": "Fuse"}]},
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "unk_token": "<unk>",
+            "fuse_unk": True,
+            "vocab": {text: i for i, text in enumerate(pieces)},
+            # In an order that no scores could follow.
+            "merges": [[mark, "a"], ["a", "b"], [f"{mark}a", "b"]],
+        },
+    }
+    for entry in words["added_tokens"]:
+        entry |= {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    converters.convert(folder, tmp_path / "out.gguf", dtype="f32")
+    fields = gguf.GGUFReader(tmp_path / "out.gguf").fields
+    assert fields["tokenizer.ggml.model"].contents() == "gemma4"
+    assert fields["tokenizer.ggml.merges"].contents() == [f"{mark} a", "a b", f"{mark}a b"]
+    types = fields["tokenizer.ggml.token_type"].contents()
+    assert [types[pieces.index(t)] for t in ("<unk>", "<0x41>", "<|tool_call>", "<|turn>")] == [
+        2,
+        6,
+        4,
+        3,
+    ]
+    with Engine(tmp_path / "out.gguf") as engine:
+        ids = engine.tokenize("ab abc", add_special=False)
+        assert ids == [pieces.index(t) for t in ("ab", f"{mark}ab", "<0x63>")]
+    words["normalizer"] = {"type": "NFC"}
+    (folder / "tokenizer.json").write_text(json.dumps(words))
+    with pytest.raises(ConversionError, match=r"found normalizer .*NFC"):
+        converters.convert(folder, tmp_path / "other.gguf", dtype="f32")
+
+
 @pytest.mark.parametrize(
     ("name", "change", "message"),
     [
@@ -409,6 +612,33 @@ def test_experts_where_none_belong_are_refused(
             {"rope_parameters": {"rope_type": "longrope", "long_factor": [1.0]}},
             "long_factor: expected 4 positive numbers",
         ),
+        ("gemma4", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention: expected"),
+        ("gemma4", {"num_kv_shared_layers": 3}, "num_kv_shared_layers: expected a layer of each"),
+        ("gemma4", {"num_kv_shared_layers": -1}, "num_kv_shared_layers: expected a number of la"),
+        ("gemma4", {"vocab_size_per_layer_input": 7}, "vocab_size_per_layer_input: expected voc"),
+        ("gemma4", {"rope_parameters": None}, "rope_parameters: expected settings of full_atten"),
+        (
+            "gemma4",
+            {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2.0}}},
+            "rope_type: expected 'default' or 'proportional'",
+        ),
+        (
+            "gemma4",
+            {"per_layer_config": {"1": {"head_dim": 32}, "3": {"head_dim": 16}}},
+            "per_layer_config: expected one head_dim and one num_key_value_heads",
+        ),
+        (
+            "gemma4",
+            {"per_layer_config": {"0": {"head_dim": 32}}},
+            "head_dim: expected head_dim and num_key_value_heads of layers without a window",
+        ),
+        (
+            "gemma4",
+            {"per_layer_config": {"1": {"sliding_window": 5}}},
+            "sliding_window: expected head_dim and num_key_value_heads of layers without",
+        ),
+        ("gemma4-experts", {"top_k_experts": 4}, "top_k_experts: expected at most the 3 experts"),
+        ("gemma4-experts", {"num_experts": None}, "num_local_experts: expected a positive inte"),
     ],
 )
 def test_what_no_file_can_say_is_refused(name: str, change: dict[str, Any], message: str) -> None:

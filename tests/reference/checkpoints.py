@@ -41,6 +41,10 @@ _LONG = {
 _LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
 _WINDOW = {"use_sliding_window": True, "sliding_window": 37}
 _SLIDING, _FULL, _LINEAR_LAYER = "sliding_attention", "full_attention", "linear_attention"
+_GEMMA4_ROPE = {
+    _FULL: {"rope_type": "proportional", "partial_rotary_factor": 0.25, "rope_theta": 1e5},
+    _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+}
 _DELTA = {
     "num_hidden_layers": 4,
     "head_dim": 16,
@@ -429,6 +433,87 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "moe_intermediate_size": 40,
         "shared_expert_intermediate_size": 32,
     },
+    "gemma4 inputs": {  # as E2B
+        "family": "Gemma4",
+        "num_hidden_layers": 5,
+        "layer_types": [_SLIDING, _SLIDING, _FULL, _SLIDING, _FULL],
+        "num_kv_shared_layers": 2,
+        "use_double_wide_mlp": True,
+        "hidden_size_per_layer_input": 32,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "sliding_window": 37,
+        "final_logit_softcapping": 3.0,
+        "rope_parameters": _GEMMA4_ROPE,
+    },
+    "gemma4": {  # as 31B
+        "family": "Gemma4",
+        "num_hidden_layers": 4,
+        "hidden_size_per_layer_input": 0,
+        "head_dim": 16,
+        "global_head_dim": 24,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "sliding_window": 33,
+        "final_logit_softcapping": 6.0,
+        "rope_parameters": _GEMMA4_ROPE,
+    },
+    "gemma4 experts": {  # as 26B-A4B
+        "family": "Gemma4",
+        "num_hidden_layers": 3,
+        "layer_types": [_SLIDING, _FULL, _FULL],
+        "hidden_size_per_layer_input": 0,
+        "head_dim": 16,
+        "global_head_dim": 32,
+        "num_key_value_heads": 4,
+        "num_global_key_value_heads": 2,
+        "attention_k_eq_v": True,
+        "sliding_window": 40,
+        "enable_moe_block": True,
+        "num_experts": 6,
+        "top_k_experts": 3,
+        "moe_intermediate_size": 32,
+        "rope_parameters": _GEMMA4_ROPE,
+    },
+    "gemma4 unified": {  # as 12B
+        "family": "Gemma4Unified",
+        "num_hidden_layers": 4,
+        "layer_types": [_SLIDING, _FULL, _SLIDING, _FULL],
+        "head_dim": 24,
+        "global_head_dim": 16,
+        "sliding_window": 31,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            _FULL: {"rope_type": "default", "rope_theta": 1e5},
+            _SLIDING: {"rope_type": "default", "rope_theta": 1e4},
+        },
+    },
+    "gemma4 other": {
+        "family": "Gemma4",
+        "num_hidden_layers": 5,
+        "layer_types": [_FULL, _SLIDING, _SLIDING, _FULL, _FULL],
+        "num_kv_shared_layers": 3,
+        "hidden_size_per_layer_input": 24,
+        "head_dim": 32,
+        "global_head_dim": 16,
+        "num_key_value_heads": 1,
+        "attention_k_eq_v": True,
+        "sliding_window": 5,
+        "enable_moe_block": True,
+        "num_experts": 4,
+        "top_k_experts": 1,
+        "moe_intermediate_size": 40,
+        "tie_word_embeddings": False,
+        "rope_parameters": {
+            _FULL: {
+                "rope_type": "proportional",
+                "partial_rotary_factor": 0.5,
+                "rope_theta": 1e4,
+                "factor": 3.0,
+            },
+            _SLIDING: {"rope_type": "default", "rope_theta": 1e3},
+        },
+    },
 }
 
 
@@ -470,14 +555,18 @@ def save_checkpoint(
         "sliding_window": None,
     } | copy.deepcopy(variant)
     options.pop("family", None)
-    inner = family in ("Gemma3", "Qwen3_5", "Qwen3_5Moe")
+    if family == "Gemma4":
+        options["vocab_size_per_layer_input"] = options["vocab_size"]
+    inner = family in ("Gemma3", "Gemma4", "Gemma4Unified", "Qwen3_5", "Qwen3_5Moe")
     config = getattr(transformers, f"{family}{'TextConfig' if inner else 'Config'}")
     model: Any = getattr(transformers, f"{family}ForCausalLM")(config(**options))
     # Some norms add 1 to their weights themselves.
-    center = 0.0 if family.startswith(("Gemma", "Qwen3_5", "Qwen3Next")) else 1.0
+    own = ("Gemma2", "Gemma3", "Qwen3_5", "Qwen3_5Moe", "Qwen3Next")
+    center = 0.0 if family in own else 1.0
     generator = torch.Generator().manual_seed(seed)
+    scalars = [item for item in model.named_buffers() if item[0].endswith("layer_scalar")]
     with torch.no_grad():
-        for name, weight in sorted(model.named_parameters()):
+        for name, weight in sorted([*model.named_parameters(), *scalars]):
             weight.normal_(generator=generator)
             if name.endswith("linear_attn.A_log"):
                 weight.sub_(2.0)  # some heads forget at once, some hardly

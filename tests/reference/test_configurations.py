@@ -36,6 +36,7 @@ FAMILIES = {
     "Qwen3_5": ("delta",),
     "Qwen3_5Moe": ("delta", "experts", "shared"),
     "Qwen3Next": ("delta", "experts", "shared"),
+    "Gemma4": ("layered",),
 }
 SLIDING, FULL, LINEAR = "sliding_attention", "full_attention", "linear_attention"
 
@@ -157,6 +158,8 @@ def draw(family: str, seed: int) -> dict[str, Any]:
             out["num_experts"] = out.pop("num_local_experts")
         else:
             del out["moe_intermediate_size"], out["norm_topk_prob"]
+    if "layered" in traits:
+        out |= draw_layered(rng, heads, types)
     if "delta" in traits:
         n = rng.choice([1, 2, 3])
         types = [rng.choice([FULL, LINEAR]) for _ in range(layers - 1)]
@@ -175,6 +178,36 @@ def draw(family: str, seed: int) -> dict[str, Any]:
             out.pop("norm_topk_prob"), out.pop("intermediate_size")
     elif "shared" in traits:
         out["shared_intermediate_size"] = rng.choice([0, 48])
+    return out
+
+
+def draw_layered(rng: random.Random, heads: int, types: list[str]) -> dict[str, Any]:
+    """What Gemma 4's layers differ in, and what it has besides."""
+    types = [*types[:-1], FULL]
+    shared = [n for n in range(len(types)) if set(types[: len(types) - n]) == set(types)]
+    experts = rng.random() < 0.5
+    out: dict[str, Any] = {
+        "layer_types": types,
+        "num_kv_shared_layers": rng.choice(shared),
+        "use_double_wide_mlp": rng.random() < 0.5,
+        "global_head_dim": rng.choice([8, 16, 24, 32]),
+        "attention_k_eq_v": rng.random() < 0.5,
+        "num_global_key_value_heads": rng.choice([None, 1, heads]),
+        "hidden_size_per_layer_input": rng.choice([0, 8, 24]),
+        "final_logit_softcapping": rng.choice([None, 5.0]),
+        "sliding_window": rng.choice([5, 31, 32, 33, 64]),
+        "rope_parameters": {
+            FULL: {
+                "rope_type": "proportional",
+                "partial_rotary_factor": rng.choice([0.25, 0.5, 1.0]),
+                "rope_theta": rng.choice([1e3, 1e5]),
+            },
+            SLIDING: {"rope_type": "default", "rope_theta": rng.choice([1e3, 1e4])},
+        },
+    }
+    if experts:
+        out |= {"enable_moe_block": True, "num_experts": 5, "moe_intermediate_size": 24}
+        out["top_k_experts"] = rng.choice([1, 2, 5])
     return out
 
 

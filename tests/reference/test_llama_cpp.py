@@ -240,6 +240,7 @@ DIFFERENT_THERE = {
     "granitehybrid dense": "cannot do without the convolution's bias",
     "qwen35 wide": "has keys and values of one width in linear attention",
     "gpt-oss other": "needs all biases and knows YaRN with whole pairs only",
+    "gemma4 other": "takes the last two layers with keys and values to be windowed and not",
 }
 
 

@@ -69,6 +69,28 @@ static pe_status check_params(const pe_engine_params *params, pe_error *err) {
     return PE_OK;
 }
 
+/* Pages have room for the layers that have keys and values of their own. */
+static pe_status open_kv(pe_engine *engine, pe_kv_type type, uint64_t max_bytes, pe_error *err) {
+    const pe_model *model = &engine->model;
+    pe_kv_layer *layers = pe_mem_zalloc(model->n_kv_layers, sizeof *layers);
+    if (layers == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for %u layers", model->n_kv_layers);
+    }
+    for (uint32_t i = 0; i < model->hparams.n_layers; i++) {
+        const pe_layer_hparams *lp = &model->layer_hparams[i];
+        if (lp->has_kv) {
+            layers[lp->kv_layer] = (pe_kv_layer){.n_kv_heads = lp->n_kv_heads,
+                                                 .d_k = lp->d_k,
+                                                 .d_v = lp->d_v,
+                                                 .values_are_keys = model->hparams.d_latent > 0};
+        }
+    }
+    const pe_kv_shape shape = {.n_layers = model->n_kv_layers, .layers = layers, .type = type};
+    const pe_status status = pe_kv_pool_init(&engine->kv, &shape, max_bytes, err);
+    pe_mem_free(layers);
+    return status;
+}
+
 /* How many tokens go through the layers together. Where every token sees the whole text a text
  * must be among them, so that the batch bounds the context. */
 static uint32_t size_batch(pe_engine *engine, const pe_engine_params *params) {
@@ -112,14 +134,8 @@ static pe_status open_engine(pe_engine *engine, const pe_engine_params *params, 
         // What only lives for one layer costs next to nothing.
         kv_type = engine->model.all_f32 || hp->is_causal == 0 ? PE_KV_F32 : PE_KV_F16;
     }
-    const pe_kv_shape shape = {.n_layers = engine->model.n_kv_layers,
-                               .n_kv_heads = hp->n_kv_heads,
-                               .d_k = hp->d_k,
-                               .d_v = hp->d_v,
-                               .type = kv_type,
-                               .values_are_keys = hp->d_latent > 0};
     const uint64_t max_kv_bytes = params->max_kv_bytes > 0 ? params->max_kv_bytes : UINT64_MAX;
-    PE_TRY(pe_kv_pool_init(&engine->kv, &shape, max_kv_bytes, err));
+    PE_TRY(open_kv(engine, kv_type, max_kv_bytes, err));
     engine->states =
         (pe_state_pool){.budget = &engine->kv.budget, .n_floats = engine->model.state_floats};
     PE_TRY(check_state_fits(engine, err));
@@ -184,6 +200,7 @@ void pe_engine_close(pe_engine *engine) {
     pe_pool_free(engine->ops.pool);
     pe_scratch_free(&engine->scratch);
     pe_resident_free(&engine->resident);
+    pe_kv_pool_free(&engine->kv);
     pe_bind_free(&engine->model);
     pe_file_close(engine->file);
     pthread_mutex_destroy(&engine->mutex);
@@ -205,7 +222,7 @@ void pe_engine_describe(pe_engine_info *out_info, pe_engine *engine) {
         .n_kv_heads = hp->n_kv_heads,
         .n_threads = pe_pool_n_threads(engine->ops.pool),
         .n_batch = engine->scratch.n_batch,
-        .kv_type = engine->kv.shape.type,
+        .kv_type = engine->kv.type,
         .weight_bytes = engine->model.weight_bytes,
         .decode_bytes = engine->model.decode_bytes,
         .scratch_bytes = engine->scratch.n_bytes,

@@ -46,6 +46,7 @@ static void list_weights(pe_resident *resident, pe_model *model, const pe_kernel
             add_weight(resident, &model->layers[layer][slot], kernels);
         }
     }
+    add_weight(resident, &model->shared[PE_W_PLE_PROJ], kernels);
     add_weight(resident, &model->shared[PE_W_OUTPUT], kernels);
 }
 

@@ -12,19 +12,35 @@ struct pe_page {
 
 pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t max_bytes,
                           pe_error *err) {
-    *pool = (pe_kv_pool){.shape = *shape, .budget = {.max_bytes = max_bytes}};
-    uint64_t n_heads;
-    const uint64_t widths = (uint64_t)shape->d_k + shape->d_v;
-    pool->head_bytes = pe_page_bytes(shape->type, shape->d_k);
-    pool->head_bytes += shape->values_are_keys ? 0 : pe_page_bytes(shape->type, shape->d_v);
-    if (!pe_mul_u64(&n_heads, shape->n_layers, shape->n_kv_heads) ||
-        !pe_mul_u64(&pool->page_bytes, pool->head_bytes, n_heads)) {
-        return pe_fail(err, PE_ERR_ARG,
-                       "KV page: expected a size that fits 64 bits, found %u layers of %u heads"
-                       " of %" PRIu64 " values",
-                       shape->n_layers, shape->n_kv_heads, widths);
+    *pool = (pe_kv_pool){.type = shape->type, .budget = {.max_bytes = max_bytes}};
+    pool->layers = pe_mem_zalloc(shape->n_layers, sizeof *pool->layers);
+    if (pool->layers == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "KV cache: no memory for %u layers", shape->n_layers);
+    }
+    for (uint32_t i = 0; i < shape->n_layers; i++) {
+        const pe_kv_layer *layer = &shape->layers[i];
+        pe_kv_room *room = &pool->layers[i];
+        *room = (pe_kv_room){.shape = *layer,
+                             .first = pool->page_bytes,
+                             .key_bytes = pe_page_bytes(shape->type, layer->d_k)};
+        room->head_bytes = room->key_bytes;
+        room->head_bytes += layer->values_are_keys ? 0 : pe_page_bytes(shape->type, layer->d_v);
+        uint64_t n_bytes;
+        if (!pe_mul_u64(&n_bytes, room->head_bytes, layer->n_kv_heads) ||
+            !pe_add_u64(&pool->page_bytes, pool->page_bytes, n_bytes)) {
+            pe_kv_pool_free(pool);
+            return pe_fail(err, PE_ERR_ARG,
+                           "KV page: expected a size that fits 64 bits, found %u layers, one of"
+                           " %u heads of %u and %u values",
+                           shape->n_layers, layer->n_kv_heads, layer->d_k, layer->d_v);
+        }
     }
     return PE_OK;
+}
+
+void pe_kv_pool_free(pe_kv_pool *pool) {
+    pe_mem_free(pool->layers);
+    *pool = (pe_kv_pool){0};
 }
 
 /* ---- pages ------------------------------------------------------------ */
@@ -134,8 +150,8 @@ pe_status pe_kv_share(pe_kv_table *table, const pe_kv_table *from, pe_error *err
 
 static uint8_t *head_data(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,
                           uint32_t layer, uint32_t head) {
-    const uint64_t i_head = (uint64_t)layer * pool->shape.n_kv_heads + head;
-    return table->pages[i_page]->data + i_head * pool->head_bytes;
+    const pe_kv_room *room = &pool->layers[layer];
+    return table->pages[i_page]->data + room->first + head * room->head_bytes;
 }
 
 const void *pe_kv_keys(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,
@@ -145,8 +161,7 @@ const void *pe_kv_keys(const pe_kv_pool *pool, const pe_kv_table *table, uint64_
 
 const void *pe_kv_values(const pe_kv_pool *pool, const pe_kv_table *table, uint64_t i_page,
                          uint32_t layer, uint32_t head) {
-    return head_data(pool, table, i_page, layer, head) +
-           pe_page_bytes(pool->shape.type, pool->shape.d_k);
+    return head_data(pool, table, i_page, layer, head) + pool->layers[layer].key_bytes;
 }
 
 /* Writes n floats, stride items apart. */
@@ -207,22 +222,23 @@ static void store_blocks(uint8_t *data, pe_kv_type type, size_t slot, size_t fir
 
 void pe_kv_store(const pe_kv_pool *pool, const pe_kv_table *table, uint32_t layer,
                  uint64_t position, float *k, float *v) {
-    const pe_kv_shape *shape = &pool->shape;
+    const pe_kv_layer *shape = &pool->layers[layer].shape;
+    const pe_kv_type type = pool->type;
     const size_t slot = position % PE_PAGE_TOKENS;
     const size_t n_values = shape->values_are_keys ? 0 : shape->d_v;
     for (uint32_t h = 0; h < shape->n_kv_heads; h++, k += shape->d_k, v += shape->d_v) {
         uint8_t *keys = head_data(pool, table, position / PE_PAGE_TOKENS, layer, h);
-        uint8_t *values = keys + pe_page_bytes(shape->type, shape->d_k);
-        if (!pe_kv_rotates(shape->type)) {
-            store_floats(keys, shape->type, slot, PE_PAGE_TOKENS, k, shape->d_k);
-            store_floats(values, shape->type, slot * shape->d_v, 1, v, n_values);
+        uint8_t *values = keys + pool->layers[layer].key_bytes;
+        if (!pe_kv_rotates(type)) {
+            store_floats(keys, type, slot, PE_PAGE_TOKENS, k, shape->d_k);
+            store_floats(values, type, slot * shape->d_v, 1, v, n_values);
             continue;
         }
         const size_t width = pe_page_width(shape->d_v);
-        const size_t row_bytes = shape->type == PE_KV_Q8_0 ? width : width / 2;
+        const size_t row_bytes = type == PE_KV_Q8_0 ? width : width / 2;
         pe_rotate(k, shape->d_k, pe_kv_key_run(shape));
         pe_rotate(v, n_values, pe_kv_value_run(shape));
-        store_blocks(keys, shape->type, slot, slot, PE_PAGE_TOKENS, k, shape->d_k);
-        store_blocks(values, shape->type, slot, slot * row_bytes, 1, v, n_values);
+        store_blocks(keys, type, slot, slot, PE_PAGE_TOKENS, k, shape->d_k);
+        store_blocks(values, type, slot, slot * row_bytes, 1, v, n_values);
     }
 }

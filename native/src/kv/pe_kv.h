@@ -1,10 +1,12 @@
 /* The paged KV cache: keys and values in pages of PE_PAGE_TOKENS positions.
  *
- * One page holds its positions for every layer with attention and every KV head:
+ * One page holds its positions for every layer that has keys and values of its own, and
+ * every KV head:
  *
  *     layer 0: head 0: keys, values; head 1: ...
  *     layer 1: ...
  *
+ * Layers may differ in heads and widths.
  * pe_page.h says how keys and values lie there. What goes into a quantized type is
  * rotated first (pe_rotate), so that a block's scale is not set by one dimension
  * that is always large: scores are the same when queries are rotated too, and sums
@@ -26,18 +28,30 @@
 
 typedef struct pe_page pe_page;
 
-typedef struct pe_kv_shape {
-    uint32_t n_layers;  // those with attention
+typedef struct pe_kv_layer {
     uint32_t n_kv_heads;
     uint32_t d_k;
     uint32_t d_v;
-    pe_kv_type type;
     bool values_are_keys;  // a value is the last d_v numbers of its key and not stored
+} pe_kv_layer;
+
+typedef struct pe_kv_shape {
+    uint32_t n_layers;  // those that have keys and values of their own
+    const pe_kv_layer *layers;
+    pe_kv_type type;
 } pe_kv_shape;
 
+/* Where a layer lies in a page. */
+typedef struct pe_kv_room {
+    pe_kv_layer shape;
+    uint64_t first;       // byte
+    uint64_t key_bytes;   // of one head
+    uint64_t head_bytes;  // its keys, and values where they are stored
+} pe_kv_room;
+
 typedef struct pe_kv_pool {
-    pe_kv_shape shape;
-    uint64_t head_bytes;  // keys and values of one layer and head in a page
+    pe_kv_type type;
+    pe_kv_room *layers;
     uint64_t page_bytes;
     uint64_t n_pages;
     pe_budget budget;
@@ -49,9 +63,13 @@ typedef struct pe_kv_table {
     uint64_t capacity;
 } pe_kv_table;
 
-/* errors   PE_ERR_ARG when a page would not fit 64 bits */
+/* owner    pool is freed with pe_kv_pool_free once its tables are cleared; shape may go
+ * errors   PE_ERR_ARG when a page would not fit 64 bits, PE_ERR_NOMEM */
 pe_status pe_kv_pool_init(pe_kv_pool *pool, const pe_kv_shape *shape, uint64_t max_bytes,
                           pe_error *err);
+
+/* A zeroed pool is allowed. */
+void pe_kv_pool_free(pe_kv_pool *pool);
 
 /* Makes positions [begin, end) writable: takes missing pages, copies shared ones.
  * errors   PE_ERR_NOMEM when memory or the pool's budget is spent; the table then
@@ -70,10 +88,10 @@ void pe_kv_clear(pe_kv_pool *pool, pe_kv_table *table);
 pe_status pe_kv_share(pe_kv_table *table, const pe_kv_table *from, pe_error *err);
 
 /* Runs in which keys and values are rotated; the same for both where they are one. */
-static inline uint64_t pe_kv_key_run(const pe_kv_shape *shape) {
+static inline uint64_t pe_kv_key_run(const pe_kv_layer *shape) {
     return pe_rotate_run(shape->d_k | (shape->values_are_keys ? shape->d_v : 0));
 }
-static inline uint64_t pe_kv_value_run(const pe_kv_shape *shape) {
+static inline uint64_t pe_kv_value_run(const pe_kv_layer *shape) {
     return pe_rotate_run(shape->d_v | (shape->values_are_keys ? shape->d_k : 0));
 }
 

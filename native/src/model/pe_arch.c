@@ -7,6 +7,7 @@ static const pe_arch *const ARCHS[] = {
     &pe_arch_deepseek2,
     &pe_arch_gemma2,
     &pe_arch_gemma3,
+    &pe_arch_gemma4,
     &pe_arch_gemma_embedding,
     &pe_arch_gpt_oss,
     &pe_arch_granite,

@@ -18,7 +18,8 @@ typedef enum pe_rope_scaling {
     PE_ROPE_LONG     // arXiv:2402.13753: each divided by a stored factor of its own
 } pe_rope_scaling;
 
-/* Everything the engine asks of a model, read from metadata once. */
+/* Everything the engine asks of a model, read from metadata once. Where layers differ, d_ff and
+ * n_kv_heads are the largest. */
 typedef struct pe_hparams {
     uint32_t n_layers;
     uint32_t n_ctx_train;
@@ -35,6 +36,12 @@ typedef struct pe_hparams {
     uint32_t is_causal;  // 0: every token sees the whole text
     uint32_t pooling;    // pe_pooling
     uint32_t n_types;    // rows of the token types' embedding, from its shape; 0: none
+    // of windowed layers, where they differ
+    uint32_t d_k_local;
+    uint32_t d_v_local;
+    uint32_t d_rot_local;
+    uint32_t n_shared_kv;  // the last layers, which attend to keys and values of earlier ones
+    uint32_t d_ple;        // width of a token's own input to each layer; 0: there is none
     float norm_eps;
     float embd_scale;      // token embeddings are multiplied by it
     float residual_scale;  // and so is what a layer adds to the residual stream
@@ -105,9 +112,15 @@ typedef enum pe_rope_angles_kind {
 typedef struct pe_layer_hparams {
     pe_layer_kind kind;
     pe_rope_angles_kind rope;
-    uint32_t window;       // positions that a query sees, its own included; 0: all before it
+    uint32_t window;  // positions that a query sees, its own included; 0: all before it
+    uint32_t n_kv_heads;
+    uint32_t d_k;
+    uint32_t d_v;
+    uint32_t d_rot;
+    uint32_t d_ff;
     bool is_recurrent;     // has a state instead of keys and values
-    uint32_t kv_layer;     // place among the layers that have keys and values
+    bool has_kv;           // its own keys and values; else those of an earlier layer, or a state
+    uint32_t kv_layer;     // where those that it attends to lie, among the layers with their own
     uint64_t state_first;  // where its floats begin in a session's state, on a cache line
 } pe_layer_hparams;
 
@@ -115,7 +128,7 @@ typedef enum pe_hparam_kind {
     PE_HPARAM_U32,
     PE_HPARAM_F32,
     PE_HPARAM_BOOL,
-    PE_HPARAM_U32_BY_LAYER  // one number, or the largest of an array with one for each layer
+    PE_HPARAM_EACH  // one number, or one for each layer, of which the field has the largest
 } pe_hparam_kind;
 
 /* How an absent key is filled in. */
@@ -125,6 +138,8 @@ typedef enum pe_hparam_absent {
     PE_ABSENT_HEADS,       // n_heads
     PE_ABSENT_HEAD_WIDTH,  // d_model / n_heads
     PE_ABSENT_D_K,         // d_k
+    PE_ABSENT_D_V,         // d_v
+    PE_ABSENT_D_ROT,       // d_rot
     PE_ABSENT_D_FF,        // d_ff
     PE_ABSENT_EXPERT_FF,   // expert_feed_forward_length, which must then be there
     PE_ABSENT_CTX,         // n_ctx_train
@@ -164,6 +179,9 @@ typedef enum pe_dim {
     PE_DIM_EXPERTS,    // n_experts
     PE_DIM_EXPERT,     // d_expert
     PE_DIM_SHARED,     // d_shared
+    PE_DIM_GATE_UP,    // gate and up of an expert
+    PE_DIM_PLE,        // d_ple
+    PE_DIM_ALL_PLE,    // of all layers
     PE_DIM_CONV,       // n_conv
     PE_DIM_THREE_MODEL,
     // of latent attention; 0 where the file has another form of the weight
@@ -203,6 +221,9 @@ typedef enum pe_slot {
     PE_W_ROPE_FREQS,
     PE_W_ROPE_LONG,
     PE_W_ROPE_SHORT,
+    PE_W_PLE_EMBD,
+    PE_W_PLE_PROJ,
+    PE_W_PLE_PROJ_NORM,
     PE_W_POSITION_EMBD,
     PE_W_TYPE_EMBD,
     PE_W_EMBD_NORM,
@@ -240,6 +261,15 @@ typedef enum pe_slot {
     PE_W_SHARED_GATE,
     PE_W_SHARED_UP,
     PE_W_SHARED_DOWN,
+    PE_W_ROUTER_SCALE,
+    PE_W_EXPERTS_NORM,
+    PE_W_EXPERTS_SCALE,
+    PE_W_EXPERTS_POST_NORM,
+    PE_W_BESIDE_POST_NORM,
+    PE_W_PLE_GATE,
+    PE_W_PLE_OUT,
+    PE_W_PLE_POST_NORM,
+    PE_W_LAYER_SCALE,
     PE_W_SHORTCONV_IN,
     PE_W_SHORTCONV_CONV,
     PE_W_SHORTCONV_OUT,
@@ -288,7 +318,11 @@ typedef enum pe_slot_flag {
     PE_SLOT_EXPERTS = 32,     // only in layers of experts
     PE_SLOT_ATTENTION = 64,   // only in layers with keys and values
     PE_SLOT_RECURRENT = 128,  // only in layers with a state
-    PE_SLOT_HEADS = 256       // one matrix for each head
+    PE_SLOT_HEADS = 256,      // one matrix for each head
+    PE_SLOT_KV = 512,         // only read in layers with keys and values of their own
+    PE_SLOT_PLE = 1024,       // only in models whose layers have inputs of their own
+    PE_SLOT_LOOKUP = 2048,    // a token reads one row of it
+    PE_SLOT_ELSE = 4096       // for the same slot's weight in the row before, if that is absent
 } pe_slot_flag;
 
 /* One weight: its GGUF name, in which a leading "blk." means one per layer
@@ -332,7 +366,12 @@ typedef enum pe_step_kind {
     PE_STEP_DELTA,            // h = normed and gated output of a layer of the gated delta rule
     PE_STEP_MAMBA2,           // h = the normed and gated output of Mamba-2's heads (2405.21060)
     PE_STEP_LAYER_NORM,       // h = x = layer_norm(x) * weight + bias
-    PE_STEP_GELU              // h = gelu(up h), in its exact form
+    PE_STEP_GELU,             // h = gelu(up h), in its exact form
+    PE_STEP_NORM_V,           // v = rms_norm of each head, without a weight
+    PE_STEP_EXPERTS_BESIDE,   // h += rms_norm(sum of the chosen experts of rms_norm(x)) * weight,
+                              // chosen by x, too
+    PE_STEP_PLE,              // x += the gated input that the token has for this layer, if any
+    PE_STEP_SCALE             // x *= weight, one number, if it is there
 } pe_step_kind;
 
 typedef struct pe_step {
@@ -379,6 +418,7 @@ extern const pe_arch pe_arch_deepseek2;
 extern const pe_arch pe_arch_bert;
 extern const pe_arch pe_arch_gemma2;
 extern const pe_arch pe_arch_gemma3;
+extern const pe_arch pe_arch_gemma4;
 extern const pe_arch pe_arch_gemma_embedding;
 extern const pe_arch pe_arch_gpt_oss;
 extern const pe_arch pe_arch_granite;

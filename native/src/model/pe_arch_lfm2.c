@@ -10,7 +10,7 @@ static const pe_hparam_row HPARAMS[] = {
 };
 
 static const pe_slot_row SLOTS[] = {
-    PE_MATRIX(PE_W_TOKEN_EMBD, "token_embd", VOCAB, MODEL),
+    PE_TABLE(PE_W_TOKEN_EMBD, "token_embd", VOCAB, MODEL, 0),
     PE_VECTOR(PE_W_OUTPUT_NORM, "token_embd_norm.weight", MODEL),
     {PE_W_OUTPUT, "output.weight", PE_DIM_VOCAB, PE_DIM_MODEL, PE_SLOT_TIED, 0, 0},
     PE_SLOTS_PRE_NORMS,

@@ -16,11 +16,13 @@
     PE_ROW("block_count", n_layers, U32, ERROR, 0),                                                \
         PE_ROW("context_length", n_ctx_train, U32, ERROR, 0),                                      \
         PE_ROW("embedding_length", d_model, U32, ERROR, 0),                                        \
-        PE_ROW("feed_forward_length", d_ff, U32, EXPERT_FF, 0),                                    \
+        PE_ROW("feed_forward_length", d_ff, EACH, EXPERT_FF, 0),                                   \
         PE_ROW("attention.head_count", n_heads, U32, ERROR, 0),                                    \
-        PE_ROW("attention.head_count_kv", n_kv_heads, U32_BY_LAYER, HEADS, 0),                     \
+        PE_ROW("attention.head_count_kv", n_kv_heads, EACH, HEADS, 0),                             \
         PE_ROW("attention.key_length", d_k, U32, HEAD_WIDTH, 0),                                   \
         PE_ROW("attention.value_length", d_v, U32, HEAD_WIDTH, 0),                                 \
+        PE_ROW("attention.key_length_swa", d_k_local, U32, D_K, 0),                                \
+        PE_ROW("attention.value_length_swa", d_v_local, U32, D_V, 0),                              \
         PE_ROW(eps_key, norm_eps, F32, ERROR, 0),                                                  \
         PE_ROW("attention.causal", is_causal, BOOL, VALUE, 1),                                     \
         PE_ROW("pooling_type", pooling, U32, VALUE, PE_POOLING_UNSAID),                            \
@@ -32,6 +34,7 @@
         PE_ROW("final_logit_softcapping", logit_softcap, F32, VALUE, 0),                           \
         PE_ROW("attn_logit_softcapping", attn_softcap, F32, VALUE, 0),                             \
         PE_ROW("rope.dimension_count", d_rot, U32, D_K, 0),                                        \
+        PE_ROW("rope.dimension_count_swa", d_rot_local, U32, D_ROT, 0),                            \
         PE_ROW("rope.freq_base", rope_base, F32, VALUE, 10000),                                    \
         PE_ROW("rope.scaling.original_context_length", n_ctx_rope, U32, CTX, 0),                   \
         PE_ROW("rope.scaling.attn_factor", rope_attn_factor, F32, VALUE, 1),                       \
@@ -66,6 +69,8 @@
 
 #define PE_MATRIX(slot, name, rows, cols)                                                          \
     {slot, name ".weight", PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_REQUIRED, 0, 0}
+#define PE_TABLE(slot, name, rows, cols, flags)                                                    \
+    {slot, name ".weight", PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_LOOKUP | (flags), 0, 0}
 #define PE_VECTOR(slot, name, cols) {slot, name, PE_DIM_ONE, PE_DIM_##cols, PE_SLOT_VECTOR, 0, 0}
 #define PE_MAYBE(slot, name, cols)                                                                 \
     {slot, name, PE_DIM_ONE, PE_DIM_##cols, PE_SLOT_VECTOR | PE_SLOT_OPTIONAL, 0, 0}
@@ -74,7 +79,7 @@
     {slot, name, PE_DIM_##rows, PE_DIM_##cols, PE_SLOT_REQUIRED, PE_DIM_##first, PE_DIM_##whole}
 
 #define PE_SLOTS_MODEL                                                                             \
-    PE_MATRIX(PE_W_TOKEN_EMBD, "token_embd", VOCAB, MODEL),                                        \
+    PE_TABLE(PE_W_TOKEN_EMBD, "token_embd", VOCAB, MODEL, 0),                                      \
         PE_VECTOR(PE_W_OUTPUT_NORM, "output_norm.weight", MODEL),                                  \
         {PE_W_OUTPUT, "output.weight", PE_DIM_VOCAB, PE_DIM_MODEL, PE_SLOT_TIED, 0, 0}
 
@@ -209,13 +214,13 @@
 
 /* Of encoders, whose norms stand behind what they norm. */
 #define PE_SLOTS_ENCODER                                                                           \
-    PE_MATRIX(PE_W_TOKEN_EMBD, "token_embd", VOCAB, MODEL), {PE_W_TYPE_EMBD,                       \
-                                                             "token_types.weight",                 \
-                                                             PE_DIM_TYPES,                         \
-                                                             PE_DIM_MODEL,                         \
-                                                             PE_SLOT_OPTIONAL,                     \
-                                                             0,                                    \
-                                                             0},                                   \
+    PE_TABLE(PE_W_TOKEN_EMBD, "token_embd", VOCAB, MODEL, 0), {PE_W_TYPE_EMBD,                     \
+                                                               "token_types.weight",               \
+                                                               PE_DIM_TYPES,                       \
+                                                               PE_DIM_MODEL,                       \
+                                                               PE_SLOT_OPTIONAL,                   \
+                                                               0,                                  \
+                                                               0},                                 \
         PE_VECTOR(PE_W_EMBD_NORM, "token_embd_norm.weight", MODEL),                                \
         PE_VECTOR(PE_W_EMBD_NORM_BIAS, "token_embd_norm.bias", MODEL),                             \
         PE_VECTOR(PE_W_ATTN_OUT_NORM, "blk.attn_output_norm.weight", MODEL),                       \

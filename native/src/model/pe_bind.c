@@ -75,30 +75,33 @@ typedef struct binder {
     pe_error first;  // of the wrong ones
 } binder;
 
-static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
-    const uint64_t q = (uint64_t)hp->n_heads * hp->d_k;
-    const uint64_t k = (uint64_t)hp->n_kv_heads * hp->d_k;
-    const uint64_t v = (uint64_t)hp->n_kv_heads * hp->d_v;
+static uint64_t dim_of(const pe_hparams *hp, const pe_layer_hparams *layer, pe_dim dim) {
+    const uint64_t q = (uint64_t)hp->n_heads * layer->d_k;
+    const uint64_t k = (uint64_t)layer->n_kv_heads * layer->d_k;
+    const uint64_t v = (uint64_t)layer->n_kv_heads * layer->d_v;
     const uint64_t kv_head = (uint64_t)hp->d_head_k - hp->d_rot + hp->d_head_v;
     switch (dim) {
     case PE_DIM_NONE: return 0;
     case PE_DIM_ONE: return 1;
     case PE_DIM_VOCAB: return hp->n_vocab;
     case PE_DIM_MODEL: return hp->d_model;
-    case PE_DIM_FF: return hp->d_ff;
-    case PE_DIM_TWO_FF: return 2 * (uint64_t)hp->d_ff;
-    case PE_DIM_HEAD: return hp->d_k;
+    case PE_DIM_FF: return layer->d_ff;
+    case PE_DIM_TWO_FF: return 2 * (uint64_t)layer->d_ff;
+    case PE_DIM_HEAD: return layer->d_k;
     case PE_DIM_N_HEADS: return hp->n_heads;
     case PE_DIM_Q: return q;
     case PE_DIM_K: return k;
     case PE_DIM_V: return v;
     case PE_DIM_QK: return q + k;
     case PE_DIM_QKV: return q + k + v;
-    case PE_DIM_HEADS: return (uint64_t)hp->n_heads * hp->d_v;
+    case PE_DIM_HEADS: return (uint64_t)hp->n_heads * layer->d_v;
     case PE_DIM_ROT_PAIRS: return hp->d_rot / 2;
     case PE_DIM_EXPERTS: return hp->n_experts;
     case PE_DIM_EXPERT: return hp->d_expert;
     case PE_DIM_SHARED: return hp->d_shared;
+    case PE_DIM_GATE_UP: return 2 * (uint64_t)hp->d_expert;
+    case PE_DIM_PLE: return hp->d_ple;
+    case PE_DIM_ALL_PLE: return (uint64_t)hp->n_layers * hp->d_ple;
     case PE_DIM_CONV: return hp->n_conv;
     case PE_DIM_THREE_MODEL: return 3 * (uint64_t)hp->d_model;
     case PE_DIM_LATENT: return hp->d_latent;
@@ -130,17 +133,31 @@ static uint64_t dim_of(const pe_hparams *hp, pe_dim dim) {
     return 0;
 }
 
+/* Whether the model has such weights at all. */
+static bool is_in_model(const pe_slot_row *row, const pe_hparams *hp) {
+    return (row->flags & PE_SLOT_PLE) == 0 || hp->d_ple > 0;
+}
+
 /* Whether a layer has the weight. */
-static bool is_in_layer(const pe_slot_row *row, const pe_layer_hparams *layer) {
-    const uint32_t absent = (layer->kind == PE_LAYER_DENSE ? PE_SLOT_EXPERTS : PE_SLOT_DENSE) |
-                            (layer->is_recurrent ? PE_SLOT_ATTENTION : PE_SLOT_RECURRENT);
-    return (row->flags & absent) == 0;
+static bool is_in_layer(const pe_slot_row *row, const pe_model *model, uint32_t layer) {
+    const pe_layer_hparams *lp = &model->layer_hparams[layer];
+    const uint32_t absent = (lp->kind == PE_LAYER_DENSE ? PE_SLOT_EXPERTS : PE_SLOT_DENSE) |
+                            (lp->is_recurrent ? PE_SLOT_ATTENTION : PE_SLOT_RECURRENT);
+    return (row->flags & absent) == 0 && is_in_model(row, &model->hparams);
+}
+
+/* Whether the layer reads it. Checkpoints may have key and value weights in layers that attend
+ * to others' keys and values. */
+static bool is_read(const pe_slot_row *row, const pe_model *model, uint32_t layer) {
+    return is_in_layer(row, model, layer) &&
+           ((row->flags & PE_SLOT_KV) == 0 || model->layer_hparams[layer].has_kv);
 }
 
 /* The shape that the tensor of a slot has, columns first. */
-static void shape_of(uint64_t dims[4], const pe_hparams *hp, const pe_slot_row *row) {
-    dims[0] = dim_of(hp, row->cols);
-    dims[1] = dim_of(hp, row->whole != PE_DIM_NONE ? row->whole : row->rows);
+static void shape_of(uint64_t dims[4], const pe_hparams *hp, const pe_layer_hparams *layer,
+                     const pe_slot_row *row) {
+    dims[0] = dim_of(hp, layer, row->cols);
+    dims[1] = dim_of(hp, layer, row->whole != PE_DIM_NONE ? row->whole : row->rows);
     dims[2] = dims[3] = 1;
     if ((row->flags & PE_SLOT_STACKED) != 0) {
         dims[(row->flags & PE_SLOT_VECTOR) != 0 ? 1 : 2] = hp->n_experts;
@@ -173,11 +190,19 @@ static void weight_name(char *out, const pe_slot_row *row, uint32_t layer) {
 
 static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint32_t layer) {
     const pe_hparams *hp = &b->model->hparams;
+    const pe_layer_hparams *lp = &b->model->layer_hparams[layer];
     char name[NAME_BYTES];
     weight_name(name, row, layer);
     const pe_tensor_info *tensor = pe_file_find_tensor(b->file, name);
     uint64_t dims[4];
-    shape_of(dims, hp, row);
+    shape_of(dims, hp, lp, row);
+    if ((row->flags & PE_SLOT_ELSE) != 0 && out->data != NULL) {
+        if (tensor != NULL) {
+            WRONG(b, PE_ERR_FORMAT, "%s: %s: expected this tensor or its parts, found both",
+                  pe_file_path(b->file), name);
+        }
+        return;
+    }
     if (tensor == NULL) {
         if (dims[0] == 0 || dims[1] == 0) {
             return;  // the model has none
@@ -218,22 +243,23 @@ static void bind_weight(binder *b, pe_weight *out, const pe_slot_row *row, uint3
         return;
     }
     const uint64_t row_bytes = dims[0] / traits->info.block_weights * traits->info.block_bytes;
-    const uint64_t n_rows = dim_of(hp, row->rows);
+    const uint64_t n_rows = dim_of(hp, lp, row->rows);
     const bool is_stacked = (row->flags & PE_SLOT_STACKED) != 0;
     const bool has_heads = (row->flags & PE_SLOT_HEADS) != 0;
     *out = (pe_weight){
-        .data = (const uint8_t *)tensor->data + dim_of(hp, row->first) * row_bytes,
+        .data = (const uint8_t *)tensor->data + dim_of(hp, lp, row->first) * row_bytes,
         .n_rows = n_rows,
         .n_cols = dims[0],
         .n_stacked = is_stacked  ? hp->n_experts
                      : has_heads ? hp->n_heads
                                  : 1,
+        .stack_rows = has_heads ? n_rows : dims[1],
         .row_bytes = row_bytes,
         .dtype = (pe_dtype)tensor->dtype,
     };
     b->model->all_f32 &= tensor->dtype == PE_DTYPE_F32;
     b->model->weight_bytes += out->n_stacked * n_rows * row_bytes;
-    if (row->slot != PE_W_TOKEN_EMBD) {
+    if ((row->flags & PE_SLOT_LOOKUP) == 0) {
         const uint64_t n_read = is_stacked ? hp->n_experts_used : out->n_stacked;
         b->model->decode_bytes += n_read * n_rows * row_bytes;
     }
@@ -255,7 +281,7 @@ static bool is_known(const pe_model *model, const pe_tensor_info *tensor) {
         char number[16] = "";
         const uint64_t n_head = tensor->name_bytes - n_tail;
         if (!is_per_layer(row)) {
-            if (n_head == 0) {
+            if (n_head == 0 && is_in_model(row, &model->hparams)) {
                 return true;
             }
             continue;
@@ -267,7 +293,7 @@ static bool is_known(const pe_model *model, const pe_tensor_info *tensor) {
         uint32_t layer;
         char canonical[16];
         if (sscanf(number, "%u", &layer) == 1 && layer < model->hparams.n_layers &&
-            is_in_layer(row, &model->layer_hparams[layer])) {
+            is_in_layer(row, model, layer)) {
             snprintf(canonical, sizeof canonical, "%u", layer);
             if (strcmp(canonical, number) == 0) {
                 return true;
@@ -306,21 +332,41 @@ static void check_unused(binder *b) {
     }
 }
 
+/* Where a family lets keys be the values: only layers without a window do so, and then both
+ * have one width. */
+static void check_values(binder *b) {
+    const pe_hparams *hp = &b->model->hparams;
+    for (uint32_t i = 0; i < hp->n_layers && b->n_wrong == 0 && hp->d_latent == 0; i++) {
+        const pe_layer_hparams *layer = &b->model->layer_hparams[i];
+        if (layer->has_kv && b->model->layers[i][PE_W_ATTN_V].data == NULL &&
+            (layer->window > 0 || layer->d_k != layer->d_v)) {
+            WRONG(b, PE_ERR_FORMAT,
+                  "%s: blk.%u.attn_v.weight: expected a tensor, since the layer %s, found none of"
+                  " that name",
+                  pe_file_path(b->file), i,
+                  layer->window > 0 ? "has a window" : "has values of another width than keys");
+        }
+    }
+}
+
 static pe_status bind_weights(pe_model *model, const pe_file *file, pe_error *err) {
     binder b = {.model = model, .file = file};
     model->all_f32 = true;
     for (size_t i = 0; i < model->arch->n_slots; i++) {
         const pe_slot_row *row = &model->arch->slots[i];
         if (!is_per_layer(row)) {
-            bind_weight(&b, &model->shared[row->slot], row, 0);
+            if (is_in_model(row, &model->hparams)) {
+                bind_weight(&b, &model->shared[row->slot], row, 0);
+            }
             continue;
         }
         for (uint32_t layer = 0; layer < model->hparams.n_layers; layer++) {
-            if (is_in_layer(row, &model->layer_hparams[layer])) {
+            if (is_read(row, model, layer)) {
                 bind_weight(&b, &model->layers[layer][row->slot], row, layer);
             }
         }
     }
+    check_values(&b);
     check_unused(&b);
     if (b.n_wrong > 1) {
         return pe_fail(err, (pe_status)b.first.code, "%s (and %u more)", b.first.message,
@@ -376,6 +422,19 @@ static pe_status check_angles(const pe_model *model, const pe_file *file, pe_err
 
 /* ---- the whole -------------------------------------------------------- */
 
+/* Where a layer with keys and values of its own has them: behind those of the layers before it.
+ * Where every token sees the whole text a layer needs no keys but its own, so that layers that
+ * are alike have one place. */
+static uint32_t place_kv(pe_model *model, const pe_layer_hparams *layer) {
+    const pe_layer_hparams *first = model->layer_hparams;
+    const bool is_alike = first->n_kv_heads == layer->n_kv_heads && first->d_k == layer->d_k &&
+                          first->d_v == layer->d_v;
+    if (model->hparams.is_causal == 0 && first->has_kv && first != layer && is_alike) {
+        return first->kv_layer;
+    }
+    return model->n_kv_layers++;
+}
+
 /* What layers have of their own, and where their keys and values or states lie. */
 static pe_status read_layers(pe_model *model, const pe_file *file, pe_error *err) {
     const pe_hparams *hp = &model->hparams;
@@ -384,10 +443,10 @@ static pe_status read_layers(pe_model *model, const pe_file *file, pe_error *err
     for (uint32_t i = 0; i < hp->n_layers; i++) {
         pe_layer_hparams *layer = &model->layer_hparams[i];
         PE_TRY(pe_hparams_read_layer(layer, hp, i, model->arch, file, err));
+        if (layer->has_kv) {
+            layer->kv_layer = place_kv(model, layer);
+        }
         if (!layer->is_recurrent) {
-            // Where every token sees the whole text a layer needs no keys but its own: one place.
-            layer->kv_layer = hp->is_causal != 0 ? model->n_kv_layers++ : 0;
-            model->n_kv_layers = PE_MAX(model->n_kv_layers, 1u);
             continue;
         }
         layer->state_first = model->state_floats;
@@ -401,7 +460,7 @@ static pe_status read_layers(pe_model *model, const pe_file *file, pe_error *err
                            pe_file_path(file), n_floats, i + 1);
         }
     }
-    return PE_OK;
+    return pe_hparams_share_kv(model->layer_hparams, hp, file, err);
 }
 
 static pe_status bind(pe_model *model, const pe_file *file, pe_error *err) {

@@ -14,10 +14,10 @@ typedef struct pe_model {
     pe_weight shared[PE_W_COUNT];     // weights of the model as a whole
     pe_weight (*layers)[PE_W_COUNT];  // [n_layers]
     pe_layer_hparams *layer_hparams;  // [n_layers]
-    uint32_t n_kv_layers;             // those with keys and values
+    uint32_t n_kv_layers;             // places of keys and values
     uint64_t state_floats;            // of a session's state; 0: no layer has one
     bool all_f32;                     // no matrix in a smaller type
-    uint64_t weight_bytes;            // all tensors
+    uint64_t weight_bytes;            // of all that is read
     uint64_t decode_bytes;            // read to decode one token
 } pe_model;
 

@@ -22,7 +22,6 @@ static void embed_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     const pe_hparams *hp = &p->model->hparams;
     const pe_weight *embd = &p->model->shared[PE_W_TOKEN_EMBD];
     const uint64_t id = p->s->tokens[i_token].id;
-    const uint32_t n_pairs = hp->d_rot / 2;
     float *x = p->s->x + (uint64_t)i_token * hp->d_model;
     pe_quant_unpack(x, embd->dtype, (const uint8_t *)embd->data + id * embd->row_bytes,
                     hp->d_model);
@@ -38,8 +37,8 @@ static void embed_token(void *arg, uint32_t i_token, uint32_t i_thread) {
                                    shared[PE_W_EMBD_NORM_BIAS].data, hp->d_model, hp->norm_eps);
     }
     for (uint32_t kind = 0; kind < p->s->n_rotations; kind++) {
-        pe_rope_angles(pe_pass_angles(p, (pe_rope_angles_kind)kind) + (uint64_t)i_token * hp->d_rot,
-                       p->s->rope_freqs + (uint64_t)kind * n_pairs, n_pairs,
+        pe_rope_angles(pe_pass_angles(p, (pe_rope_angles_kind)kind, i_token),
+                       p->s->rope_freqs + (uint64_t)kind * p->s->d_angles / 2, p->s->n_pairs[kind],
                        p->s->places[i_token].position, p->s->rope_magnitudes[kind]);
     }
 }
@@ -62,6 +61,10 @@ static void run_step(pe_pass *p, const pe_step *step) {
     case PE_STEP_EXPERTS: pe_step_experts(p); break;
     case PE_STEP_EXPERTS_CLAMPED: pe_step_experts_clamped(p); break;
     case PE_STEP_SHARED: pe_step_shared(p); break;
+    case PE_STEP_NORM_V: pe_step_norm_v(p); break;
+    case PE_STEP_EXPERTS_BESIDE: pe_step_experts_beside(p); break;
+    case PE_STEP_PLE: pe_step_ple(p); break;
+    case PE_STEP_SCALE: pe_step_scale(p, step); break;
     case PE_STEP_SHORTCONV: pe_step_shortconv(p); break;
     case PE_STEP_LATENT_QK: pe_step_latent_qk(p); break;
     case PE_STEP_LATENT_OUT: pe_step_latent_out(p); break;
@@ -88,6 +91,7 @@ pe_status pe_forward(const pe_model *model, const pe_ops *ops, const pe_kv_pool 
                      pe_scratch *scratch, const int32_t *cancel, pe_error *err) {
     pe_pass p = {.model = model, .ops = ops, .kv = kv, .s = scratch};
     pe_pass_for_tokens(&p, embed_token);
+    pe_ple_prepare(&p);
     for (p.layer = 0; p.layer < model->hparams.n_layers; p.layer++) {
         // Another thread writes it; a stale read only costs one more layer.
         if (cancel != NULL && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0) {

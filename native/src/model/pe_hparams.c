@@ -32,8 +32,8 @@ static float attn_scale(const pe_hparams *hp, float n_layers) {
 }
 
 /* A number, or the largest of one for each layer. */
-static pe_status read_by_layer(uint32_t *out, const pe_meta *meta, uint32_t n_layers,
-                               const pe_file *file, pe_error *err) {
+static pe_status read_each(uint32_t *out, const pe_meta *meta, uint32_t n_layers,
+                           const pe_file *file, pe_error *err) {
     if (meta->type != PE_META_ARRAY) {
         return pe_meta_get_u32(out, meta, err);
     }
@@ -64,7 +64,7 @@ static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arc
         case PE_HPARAM_U32: return pe_meta_get_u32(field, meta, err);
         case PE_HPARAM_BOOL: return pe_meta_get_bool(field, meta, err);
         case PE_HPARAM_F32: return pe_meta_get_f32(field, meta, err);
-        case PE_HPARAM_U32_BY_LAYER: return read_by_layer(field, meta, hp->n_layers, file, err);
+        case PE_HPARAM_EACH: return read_each(field, meta, hp->n_layers, file, err);
         }
     }
     uint32_t u32 = (uint32_t)row->value;
@@ -78,6 +78,8 @@ static pe_status read_row(pe_hparams *hp, const pe_hparam_row *row, const pe_arc
     case PE_ABSENT_HEADS: u32 = hp->n_heads; break;
     case PE_ABSENT_HEAD_WIDTH: u32 = hp->n_heads > 0 ? hp->d_model / hp->n_heads : 0; break;
     case PE_ABSENT_D_K: u32 = hp->d_k; break;
+    case PE_ABSENT_D_V: u32 = hp->d_v; break;
+    case PE_ABSENT_D_ROT: u32 = hp->d_rot; break;
     case PE_ABSENT_D_FF: u32 = hp->d_ff; break;
     case PE_ABSENT_CTX: u32 = hp->n_ctx_train; break;
     case PE_ABSENT_ROPE_BASE: f32 = hp->rope_base; break;
@@ -389,6 +391,17 @@ static pe_status check_texts(const pe_hparams *hp, const pe_arch *arch, const pe
     return PE_OK;
 }
 
+static pe_status check_heads(uint32_t n_heads, uint32_t n_kv_heads, const pe_file *file,
+                             pe_error *err) {
+    PE_TRY(in_range("number of KV heads", n_kv_heads, 1, n_heads, file, err));
+    if (n_heads % n_kv_heads != 0) {
+        return pe_fail(err, PE_ERR_FORMAT,
+                       "%s: heads: expected a multiple of the %u KV heads, found %u",
+                       pe_file_path(file), n_kv_heads, n_heads);
+    }
+    return PE_OK;
+}
+
 static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const pe_file *file,
                                pe_error *err) {
     pe_file_info info;
@@ -400,10 +413,16 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
     PE_TRY(in_range("embedding length", hp->d_model, 1, MAX_WIDTH, file, err));
     PE_TRY(in_range("feed-forward length", hp->d_ff, 1, MAX_WIDTH, file, err));
     PE_TRY(in_range("number of heads", hp->n_heads, 1, MAX_HEADS, file, err));
-    PE_TRY(in_range("number of KV heads", hp->n_kv_heads, 1, hp->n_heads, file, err));
     PE_TRY(in_range("key length", hp->d_k, 1, MAX_WIDTH / hp->n_heads, file, err));
     PE_TRY(in_range("value length", hp->d_v, 1, MAX_WIDTH / hp->n_heads, file, err));
     PE_TRY(in_range("rotated dimensions", hp->d_rot, 0, hp->d_k, file, err));
+    PE_TRY(in_range("key length in windows", hp->d_k_local, 1, MAX_WIDTH / hp->n_heads, file, err));
+    PE_TRY(
+        in_range("value length in windows", hp->d_v_local, 1, MAX_WIDTH / hp->n_heads, file, err));
+    PE_TRY(in_range("rotated dimensions in windows", hp->d_rot_local, 0, hp->d_k_local, file, err));
+    PE_TRY(in_range("layers without keys and values", hp->n_shared_kv, 0, hp->n_layers - 1, file,
+                    err));
+    PE_TRY(in_range("per-layer input length", hp->d_ple, 0, MAX_WIDTH / hp->n_layers, file, err));
     PE_TRY(in_range("norm epsilon", (double)hp->norm_eps, 0.0, 1.0, file, err));
     // YaRN divides by the logarithm of the base.
     const double least_base = hp->rope_scaling == PE_ROPE_YARN ? 1.001 : 1.0;
@@ -415,17 +434,15 @@ static pe_status check_hparams(const pe_hparams *hp, const pe_arch *arch, const 
     PE_TRY(check_sections(hp, arch, file, err));
     if (arch->queries_are_gated) {
         PE_TRY(in_range("value length", hp->d_v, hp->d_k, hp->d_k, file, err));
+        PE_TRY(in_range("value length in windows", hp->d_v_local, hp->d_k_local, hp->d_k_local,
+                        file, err));
     }
     PE_TRY(check_texts(hp, arch, file, err));
-    if (hp->n_heads % hp->n_kv_heads != 0) {
-        return pe_fail(err, PE_ERR_FORMAT,
-                       "%s: heads: expected a multiple of the %u KV heads, found %u",
-                       pe_file_path(file), hp->n_kv_heads, hp->n_heads);
-    }
-    if (hp->d_rot % 2 != 0) {
+    PE_TRY(check_heads(hp->n_heads, hp->n_kv_heads, file, err));
+    if (hp->d_rot % 2 != 0 || hp->d_rot_local % 2 != 0) {
         return pe_fail(err, PE_ERR_FORMAT,
                        "%s: rotated dimensions: expected an even number, found %u",
-                       pe_file_path(file), hp->d_rot);
+                       pe_file_path(file), hp->d_rot % 2 != 0 ? hp->d_rot : hp->d_rot_local);
     }
     return PE_OK;
 }
@@ -453,30 +470,27 @@ static pe_status read_flag(bool *out, const pe_meta *meta, uint32_t period, uint
     return PE_OK;
 }
 
+/* The number of a layer where a key may have one for each; value: where it has not. */
+static uint32_t number_of(const pe_meta *meta, uint32_t value, uint32_t layer) {
+    if (meta != NULL && meta->type == PE_META_ARRAY) {
+        pe_meta_u32_at(&value, meta, layer);  // it is there: read_each has seen it
+    }
+    return value;
+}
+
 /* The last layer of each period is attention, where files do not list them. */
 #define ATTENTION_PERIOD 4u
 
 /* Whether a layer has a state: by a key of its own, or those without KV heads, where the
  * architecture has such. */
-static pe_status read_recurrent(bool *out, const pe_hparams *hp, uint32_t layer,
-                                const pe_arch *arch, const pe_file *file, pe_error *err) {
+static pe_status read_recurrent(bool *out, uint32_t n_kv_heads, uint32_t layer, const pe_arch *arch,
+                                const pe_file *file, pe_error *err) {
     if (arch->state == PE_STATE_DELTA) {
         const pe_meta *flags = find_hparam(file, arch, "attention.recurrent_layers");
         const pe_meta *period = find_hparam(file, arch, "full_attention_interval");
         return read_flag(out, flags != NULL ? flags : period, ATTENTION_PERIOD, layer, file, err);
     }
-    const pe_meta *meta = find_hparam(file, arch, "attention.head_count_kv");
-    uint32_t n_kv_heads = hp->n_kv_heads;
-    if (meta != NULL && meta->type == PE_META_ARRAY) {
-        pe_meta_u32_at(&n_kv_heads, meta, layer);  // it is there: read_by_layer has seen it
-    }
     *out = n_kv_heads == 0 && arch->state != PE_STATE_NONE;
-    if (n_kv_heads != hp->n_kv_heads && !*out) {
-        return pe_fail(err, PE_ERR_UNSUPPORTED,
-                       "%s: %s.attention.head_count_kv: expected the same number for all layers"
-                       " with attention, found %u and, for layer %u, %u",
-                       pe_file_path(file), arch->name, hp->n_kv_heads, layer, n_kv_heads);
-    }
     return PE_OK;
 }
 
@@ -492,17 +506,60 @@ pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uin
     if (hp->has_rope != 0) {
         PE_TRY(read_flag(&is_rotated, rotated, arch->nope_period, layer, file, err));
     }
+    const pe_meta *d_ff = find_hparam(file, arch, "feed_forward_length");
+    const pe_meta *kv_heads = find_hparam(file, arch, "attention.head_count_kv");
+    // A latent is the one head of its layer, whatever the file says.
+    const uint32_t n_kv_heads =
+        hp->d_latent > 0 ? hp->n_kv_heads : number_of(kv_heads, hp->n_kv_heads, layer);
     bool is_recurrent;
-    PE_TRY(read_recurrent(&is_recurrent, hp, layer, arch, file, err));
+    PE_TRY(read_recurrent(&is_recurrent, n_kv_heads, layer, arch, file, err));
     *out = (pe_layer_hparams){
         .is_recurrent = is_recurrent,
+        .has_kv = !is_recurrent && layer < hp->n_layers - hp->n_shared_kv,
+        .n_kv_heads = is_recurrent ? 0 : n_kv_heads,
         .kind =
             hp->n_experts > 0 && layer >= hp->n_dense_layers ? PE_LAYER_EXPERTS : PE_LAYER_DENSE,
         .rope = !is_rotated   ? PE_ROPE_NONE
                 : is_windowed ? PE_ROPE_LOCAL
                               : PE_ROPE_GLOBAL,
         .window = is_windowed ? hp->window : 0,
+        .d_k = is_windowed ? hp->d_k_local : hp->d_k,
+        .d_v = is_windowed ? hp->d_v_local : hp->d_v,
+        .d_rot = is_windowed ? hp->d_rot_local : hp->d_rot,
+        .d_ff = number_of(d_ff, hp->d_ff, layer),
     };
+    PE_TRY(in_range("feed-forward length", out->d_ff, 1, MAX_WIDTH, file, err));
+    return is_recurrent ? PE_OK : check_heads(hp->n_heads, n_kv_heads, file, err);
+}
+
+/* The last of the first n layers that has keys and values and a window, or none, as the given
+ * one; NULL: there is none. */
+static const pe_layer_hparams *last_alike(const pe_layer_hparams *layers, uint32_t n,
+                                          const pe_layer_hparams *as) {
+    for (uint32_t i = n; i > 0; i--) {
+        const pe_layer_hparams *layer = &layers[i - 1];
+        if (layer->has_kv && (layer->window > 0) == (as->window > 0)) {
+            return layer;
+        }
+    }
+    return NULL;
+}
+
+pe_status pe_hparams_share_kv(pe_layer_hparams *layers, const pe_hparams *hp, const pe_file *file,
+                              pe_error *err) {
+    const uint32_t n_own = hp->n_layers - hp->n_shared_kv;
+    for (uint32_t i = n_own; i < hp->n_layers; i++) {
+        pe_layer_hparams *layer = &layers[i];
+        const pe_layer_hparams *owner = last_alike(layers, n_own, layer);
+        if (owner == NULL || owner->n_kv_heads != layer->n_kv_heads) {
+            return pe_fail(err, PE_ERR_FORMAT,
+                           "%s: layer %u: expected a layer below %u with %s window and %u KV heads,"
+                           " whose keys and values it attends to, found none",
+                           pe_file_path(file), i, n_own, layer->window > 0 ? "a" : "no",
+                           layer->n_kv_heads);
+        }
+        layer->kv_layer = owner->kv_layer;
+    }
     return PE_OK;
 }
 

@@ -43,4 +43,9 @@ static inline uint64_t pe_hparams_ssm_first(const pe_hparams *hp) {
 pe_status pe_hparams_read_layer(pe_layer_hparams *out, const pe_hparams *hp, uint32_t layer,
                                 const pe_arch *arch, const pe_file *file, pe_error *err);
 
+/* Once all layers are read: the last n_shared_kv of them attend to the keys and values of the
+ * last one before them that has a window, or none, as they have. */
+pe_status pe_hparams_share_kv(pe_layer_hparams *layers, const pe_hparams *hp, const pe_file *file,
+                              pe_error *err);
+
 #endif

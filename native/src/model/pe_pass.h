@@ -35,9 +35,9 @@ static inline const pe_weight *pe_pass_weight(const pe_pass *p, pe_slot slot) {
     return &p->model->layers[p->layer][slot];
 }
 
-/* The angles of a kind of all tokens. */
-static inline float *pe_pass_angles(const pe_pass *p, pe_rope_angles_kind kind) {
-    return p->s->angles + (uint64_t)kind * p->s->n_batch * p->model->hparams.d_rot;
+/* The angles of a kind from a token on. */
+static inline float *pe_pass_angles(const pe_pass *p, pe_rope_angles_kind kind, uint32_t i_token) {
+    return p->s->angles + ((uint64_t)kind * p->s->n_batch + i_token) * p->s->d_angles;
 }
 
 static inline pe_product pe_pass_product(const pe_pass *p, float *out, pe_slot weight,
@@ -63,12 +63,15 @@ void pe_step_norm(pe_pass *p, const pe_step *step, const float *in, float *out);
 void pe_step_layer_norm(pe_pass *p, const pe_step *step);
 void pe_step_project(pe_pass *p, const pe_step *step);
 void pe_step_add(pe_pass *p);
-/* In the last layer, once keys, values and states have taken all tokens, those whose logits
- * nobody wants are done: the others move together, and so do their n_k values. Each is
- * computed by itself, so this changes no bit. */
+void pe_step_scale(pe_pass *p, const pe_step *step);
+
+/* In the last layer with keys and values or a state of its own, once those have taken all
+ * tokens, the ones whose logits nobody wants are done: the others move together with all that
+ * they need further on, and so do their n_k values. Each is computed by itself, so this changes
+ * no bit. */
 void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k);
 
-/* Before that: moves together what else such tokens need. */
+/* Before that: moves together what else such tokens need in this layer. */
 void pe_step_move_wanted(pe_pass *p, float *values, uint64_t n_k);
 
 /* ---- pe_step_attend.c ---- */
@@ -76,6 +79,7 @@ void pe_step_move_wanted(pe_pass *p, float *values, uint64_t n_k);
 void pe_step_qkv(pe_pass *p);
 void pe_step_qkv_gated(pe_pass *p);
 void pe_step_norm_qk(pe_pass *p);
+void pe_step_norm_v(pe_pass *p);
 void pe_step_rope(pe_pass *p, void (*rotate)(float *, const float *, uint32_t));
 void pe_step_temper(pe_pass *p);
 void pe_step_attend(pe_pass *p, const pe_step *step);
@@ -89,6 +93,13 @@ void pe_step_gelu(pe_pass *p);
 void pe_step_shared(pe_pass *p);
 void pe_step_experts(pe_pass *p);
 void pe_step_experts_clamped(pe_pass *p);
+void pe_step_experts_beside(pe_pass *p);
+
+/* ---- pe_step_ple.c: inputs of a token's own to each layer ---- */
+
+/* Fills the inputs of all tokens for all layers, from their embeddings in x. */
+void pe_ple_prepare(pe_pass *p);
+void pe_step_ple(pe_pass *p);
 
 /* ---- pe_step_mamba2.c ---- */
 

@@ -39,6 +39,37 @@ static void take_experts(pe_scratch *s, const pe_hparams *hp, bool *ok) {
                         sizeof(pe_act_block), ok);
 }
 
+/* The largest sizes of any layer. */
+typedef struct widths {
+    uint64_t k;  // of all KV heads
+    uint64_t v;
+    uint32_t d_k;
+    uint32_t d_v;
+    uint32_t d_ff;
+} widths;
+
+static widths widest(const pe_model *model) {
+    widths w = {0};
+    for (uint32_t i = 0; i < model->hparams.n_layers; i++) {
+        const pe_layer_hparams *layer = &model->layer_hparams[i];
+        w.k = PE_MAX(w.k, (uint64_t)layer->n_kv_heads * layer->d_k);
+        w.v = PE_MAX(w.v, (uint64_t)layer->n_kv_heads * layer->d_v);
+        w.d_k = PE_MAX(w.d_k, layer->d_k);
+        w.d_v = PE_MAX(w.d_v, layer->d_v);
+        w.d_ff = PE_MAX(w.d_ff, layer->d_ff);
+    }
+    return w;
+}
+
+static void take_angles(pe_scratch *s, const pe_hparams *hp, bool *ok) {
+    s->n_rotations = hp->window > 0 ? PE_ROPE_NONE : PE_ROPE_LOCAL;
+    s->n_pairs[PE_ROPE_GLOBAL] = hp->d_rot / 2;
+    s->n_pairs[PE_ROPE_LOCAL] = hp->d_rot_local / 2;
+    s->d_angles = PE_MAX(hp->d_rot, hp->d_rot_local);
+    s->rope_freqs = take(s, s->n_rotations * s->d_angles / 2, sizeof(float), ok);
+    s->angles = take(s, s->n_rotations * s->d_angles * s->n_batch, sizeof(float), ok);
+}
+
 static void take_latent(pe_scratch *s, const pe_hparams *hp, bool *ok) {
     const uint64_t n = s->n_batch;
     const uint64_t d_in = PE_MAX(hp->d_head_k - hp->d_rot, hp->d_latent);
@@ -51,30 +82,29 @@ static void take_latent(pe_scratch *s, const pe_hparams *hp, bool *ok) {
 pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32_t n_batch,
                           uint32_t n_ctx, uint32_t n_threads, pe_error *err) {
     const pe_hparams *hp = &model->hparams;
-    const uint64_t d_heads = PE_MAX((uint64_t)hp->n_heads * hp->d_v, hp->d_delta_values);
-    const uint64_t d_inner = PE_MAX(hp->d_ff, hp->d_shared);
+    const widths w = widest(model);
+    const uint64_t d_heads = PE_MAX((uint64_t)hp->n_heads * w.d_v, hp->d_delta_values);
+    const uint64_t d_inner = PE_MAX(PE_MAX(w.d_ff, hp->d_shared), hp->d_ple);
     const uint64_t d_outs = PE_MAX((uint64_t)hp->n_heads * hp->d_head_v, hp->d_query);
     const uint64_t d_mixed = PE_MAX(d_heads, hp->d_inner);  // by heads of either kind
     const uint64_t d_widest = PE_MAX(PE_MAX(PE_MAX(hp->d_model, d_inner), d_mixed), d_outs);
-    const uint64_t n_pairs = hp->d_rot / 2;
     const uint64_t n = n_batch;
     *out_scratch = (pe_scratch){.n_batch = n_batch};
     pe_scratch *s = out_scratch;
     bool ok = true;
     s->tokens = take(s, n, sizeof *s->tokens, &ok);
     s->places = take(s, n, sizeof *s->places, &ok);
-    s->n_rotations = hp->window > 0 ? PE_ROPE_NONE : PE_ROPE_LOCAL;
-    s->rope_freqs = take(s, s->n_rotations * n_pairs, sizeof(float), &ok);
-    s->angles = take(s, s->n_rotations * n * n_pairs * 2, sizeof(float), &ok);
+    take_angles(s, hp, &ok);
     s->x = take(s, n * hp->d_model, sizeof(float), &ok);
     s->h = take(s, n * PE_MAX(hp->d_model, d_mixed), sizeof(float), &ok);
-    s->q = take(s, n * hp->n_heads * hp->d_k, sizeof(float), &ok);
-    s->k = take(s, n * hp->n_kv_heads * hp->d_k, sizeof(float), &ok);
-    s->v = take(s, n * hp->n_kv_heads * hp->d_v, sizeof(float), &ok);
+    s->q = take(s, n * hp->n_heads * w.d_k, sizeof(float), &ok);
+    s->k = take(s, n * w.k, sizeof(float), &ok);
+    s->v = take(s, n * w.v, sizeof(float), &ok);
+    s->ones = take(s, PE_MAX(hp->d_model, w.d_v), sizeof(float), &ok);
     s->gate = take(s, n * d_inner, sizeof(float), &ok);
     s->up = take(s, n * PE_MAX(d_inner, hp->d_model), sizeof(float), &ok);
     s->q8 = take(s, n * pe_ceil_div(d_widest, PE_BLOCK), sizeof(pe_act_block), &ok);
-    s->attend.n_floats = pe_attend_room_floats(hp->d_k, hp->d_v);
+    s->attend.n_floats = pe_attend_room_floats(w.d_k, w.d_v);
     s->attend.floats = take(s, n_threads, s->attend.n_floats * sizeof(float), &ok);
     s->attend.tiles = take(s, n, sizeof *s->attend.tiles, &ok);
     if (model->state_floats > 0) {
@@ -82,10 +112,13 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
         s->mix = take(s, n * pe_hparams_mix_width(hp, model->arch->state), sizeof(float), &ok);
     }
     if (model->arch->queries_are_gated) {
-        s->q_gates = take(s, n * 2 * hp->n_heads * hp->d_k, sizeof(float), &ok);
+        s->q_gates = take(s, n * 2 * hp->n_heads * w.d_k, sizeof(float), &ok);
     }
     if (hp->n_experts > 0) {
         take_experts(s, hp, &ok);
+    }
+    if (hp->d_ple > 0) {
+        s->ple = take(s, n * hp->n_layers * hp->d_ple, sizeof(float), &ok);
     }
     if (hp->d_latent > 0) {
         take_latent(s, hp, &ok);
@@ -101,7 +134,10 @@ pe_status pe_scratch_init(pe_scratch *out_scratch, const pe_model *model, uint32
     for (uint32_t kind = 0; kind < s->n_rotations; kind++) {
         pe_rope_rule rule;
         pe_angles_rule(&rule, &s->rope_magnitudes[kind], model, (pe_rope_angles_kind)kind, n_ctx);
-        pe_rope_freqs(s->rope_freqs + kind * n_pairs, (uint32_t)n_pairs, &rule);
+        pe_rope_freqs(s->rope_freqs + kind * s->d_angles / 2, s->n_pairs[kind], &rule);
+    }
+    for (uint64_t i = 0; i < PE_MAX(hp->d_model, w.d_v); i++) {
+        s->ones[i] = 1.0f;
     }
     return PE_OK;
 }
@@ -116,6 +152,8 @@ void pe_scratch_free(pe_scratch *scratch) {
                             scratch->q,
                             scratch->k,
                             scratch->v,
+                            scratch->ones,
+                            scratch->ple,
                             scratch->gate,
                             scratch->up,
                             scratch->q8,

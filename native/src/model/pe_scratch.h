@@ -27,14 +27,18 @@ typedef struct pe_scratch {
     pe_token *tokens;
     pe_place *places;      // beside tokens
     uint32_t n_rotations;  // kinds of angles that the model has
-    float *rope_freqs;     // [n_rotations][d_rot / 2], by pe_rope_angles_kind
-    float *angles;         // [n_rotations][n_batch][d_rot / 2][2]
+    uint64_t d_angles;     // the largest number of dimensions that a kind rotates
+    float *rope_freqs;     // [n_rotations][d_angles / 2], by pe_rope_angles_kind
+    float *angles;         // [n_rotations][n_batch][d_angles / 2][2]
+    uint32_t n_pairs[PE_ROPE_NONE];
     float rope_magnitudes[PE_ROPE_NONE];
     float *x;          // [n_batch][d_model], the residual stream
     float *h;          // [n_batch][wider of d_model and heads of either kind]
-    float *q;          // [n_batch][n_heads * d_k]
+    float *q;          // [n_batch][n_heads * d_k], where layers differ, for the widest
     float *k;          // [n_batch][n_kv_heads * d_k]
     float *v;          // [n_batch][n_kv_heads * d_v]
+    float *ones;       // a norm's weight that changes nothing, as wide as any
+    float *ple;        // [n_batch][n_layers][d_ple], inputs to the layers
     float *gate;       // [n_batch][d_ff]
     float *up;         // [n_batch][wider of d_ff and d_model]
     pe_act_block *q8;  // of the current value

@@ -58,14 +58,35 @@ static void add_token(void *arg, uint32_t i_token, uint32_t i_thread) {
     }
 }
 
+static void scale_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    float *x = p->s->x + i_token * d_model;
+    for (uint64_t i = 0; i < d_model; i++) {
+        x[i] *= p->weight[0];
+    }
+}
+
+void pe_step_scale(pe_pass *p, const pe_step *step) {
+    p->weight = pe_pass_weight(p, step->weight)->data;
+    if (p->weight != NULL) {
+        pe_pass_for_tokens(p, scale_token);
+    }
+}
+
 void pe_step_add(pe_pass *p) {
     pe_pass_for_tokens(p, add_token);
+}
+
+static bool is_last_with_memory(const pe_pass *p) {
+    return p->layer + 1 == p->model->hparams.n_layers - p->model->hparams.n_shared_kv;
 }
 
 void pe_step_move_wanted(pe_pass *p, float *values, uint64_t n_k) {
     const pe_scratch *s = p->s;
     uint32_t n_kept = 0;
-    for (uint32_t i = 0; i < s->n_tokens && p->layer + 1 == p->model->hparams.n_layers; i++) {
+    for (uint32_t i = 0; i < s->n_tokens && n_k > 0 && is_last_with_memory(p); i++) {
         if (!pe_token_is_wanted(&s->tokens[i])) {
             continue;
         }
@@ -77,12 +98,17 @@ void pe_step_move_wanted(pe_pass *p, float *values, uint64_t n_k) {
 }
 
 void pe_step_drop_unwanted(pe_pass *p, float *values, uint64_t n_k) {
+    const pe_hparams *hp = &p->model->hparams;
     pe_scratch *s = p->s;
-    if (p->layer + 1 < p->model->hparams.n_layers) {
+    if (!is_last_with_memory(p)) {
         return;
     }
     pe_step_move_wanted(p, values, n_k);
-    pe_step_move_wanted(p, s->x, p->model->hparams.d_model);
+    pe_step_move_wanted(p, s->x, hp->d_model);
+    pe_step_move_wanted(p, s->ple, (uint64_t)hp->n_layers * hp->d_ple);
+    for (uint32_t kind = 0; kind < s->n_rotations; kind++) {
+        pe_step_move_wanted(p, pe_pass_angles(p, (pe_rope_angles_kind)kind, 0), s->d_angles);
+    }
     uint32_t n_kept = 0;
     for (uint32_t i = 0; i < s->n_tokens; i++) {
         if (pe_token_is_wanted(&s->tokens[i])) {

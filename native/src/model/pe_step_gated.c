@@ -1,3 +1,5 @@
+#include <math.h>
+
 #include "pe_math.h"
 #include "pe_pass.h"
 
@@ -41,7 +43,7 @@ static void step_gated(pe_pass *p, pe_pool_fn gate) {
         pe_pass_product(p, p->s->up, PE_W_FFN_UP, PE_W_FFN_UP_BIAS),
         pe_pass_product(p, p->s->gate, PE_W_FFN_GATE, PE_W_FFN_GATE_BIAS),
     };
-    run_gated(p, products, p->model->hparams.d_ff, gate);
+    run_gated(p, products, pe_pass_layer(p)->d_ff, gate);
 }
 
 void pe_step_swiglu(pe_pass *p) {
@@ -129,33 +131,45 @@ static void gather_row(void *arg, uint32_t i_row, uint32_t i_thread) {
            d_model * sizeof(float));
 }
 
-/* Choices are added up from the best on, so that the batch does not show. */
-static void mix_token(void *arg, uint32_t i_token, uint32_t i_thread) {
-    (void)i_thread;
-    const pe_pass *p = arg;
-    const pe_hparams *hp = &p->model->hparams;
+/* Dimension d of a token's sum. Choices are added up from the best on, so that the batch does
+ * not show. */
+static float mix(const pe_pass *p, uint32_t i_token, uint64_t d) {
+    const uint64_t d_model = p->model->hparams.d_model;
     const pe_routes *routes = &p->s->routes;
     const uint32_t *rows = routes->rows + i_token * routes->n_used;
     const float *weights = routes->weights + i_token * routes->n_used;
+    float sum = 0.0f;
+    for (uint32_t i = 0; i < routes->n_used; i++) {
+        sum += weights[i] * p->s->expert_h[(uint64_t)rows[i] * d_model + d];
+    }
+    return sum;
+}
+
+static void add_mix_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const pe_hparams *hp = &p->model->hparams;
     float *x = p->s->x + (uint64_t)i_token * hp->d_model;
     for (uint64_t d = 0; d < hp->d_model; d++) {
-        float sum = 0.0f;
-        for (uint32_t i = 0; i < routes->n_used; i++) {
-            sum += weights[i] * p->s->expert_h[(uint64_t)rows[i] * hp->d_model + d];
-        }
-        x[d] += hp->residual_scale * sum;
+        x[d] += hp->residual_scale * mix(p, i_token, d);
     }
 }
 
-static void step_experts(pe_pass *p, pe_pool_fn gate) {
+/* Chooses each token's experts by h. */
+static void route(pe_pass *p) {
+    pe_scratch *s = p->s;
+    const pe_product router = pe_pass_product(p, s->router_logits, PE_W_ROUTER, PE_W_ROUTER_BIAS);
+    pe_matmul(p->ops, &router, 1, &p->h);
+    s->routes.n_tokens = s->n_tokens;
+    pe_pass_for_tokens(p, choose_token);
+    pe_routes_sort(&s->routes);
+}
+
+/* Runs the chosen experts on h; their outputs lie in expert_h. */
+static void run_experts(pe_pass *p, pe_pool_fn gate) {
     const pe_hparams *hp = &p->model->hparams;
     pe_scratch *s = p->s;
     pe_routes *routes = &s->routes;
-    const pe_product router = pe_pass_product(p, s->router_logits, PE_W_ROUTER, PE_W_ROUTER_BIAS);
-    pe_matmul(p->ops, &router, 1, &p->h);
-    routes->n_tokens = s->n_tokens;
-    pe_pass_for_tokens(p, choose_token);
-    pe_routes_sort(routes);
     const uint32_t n_rows = s->n_tokens * routes->n_used;
     pe_pool_run(p->ops->pool, gather_row, p, n_rows);
     pe_acts acts = {.f32 = s->expert_h, .q8 = s->expert_q8, .n_cols = n_rows, .n_k = hp->d_model};
@@ -173,7 +187,12 @@ static void step_experts(pe_pass *p, pe_pool_fn gate) {
     const pe_product down =
         pe_pass_product(p, s->expert_h, PE_W_EXPERTS_DOWN, PE_W_EXPERTS_DOWN_BIAS);
     pe_experts_matmul(p->ops, &down, 1, routes, &acts);
-    pe_pass_for_tokens(p, mix_token);
+}
+
+static void step_experts(pe_pass *p, pe_pool_fn gate) {
+    route(p);
+    run_experts(p, gate);
+    pe_pass_for_tokens(p, add_mix_token);
 }
 
 void pe_step_experts(pe_pass *p) {
@@ -182,4 +201,55 @@ void pe_step_experts(pe_pass *p) {
 
 void pe_step_experts_clamped(pe_pass *p) {
     step_experts(p, clamped_gate);
+}
+
+/* ---- experts beside a dense layer ------------------------------------- */
+
+static void router_input_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    const float scale = 1.0f / sqrtf((float)d_model);
+    float *h = p->s->h + i_token * d_model;
+    p->ops->kernels.rms_norm(h, p->s->x + i_token * d_model,
+                             pe_pass_weight(p, PE_W_ROUTER_SCALE)->data, d_model,
+                             p->model->hparams.norm_eps);
+    for (uint64_t i = 0; i < d_model; i++) {
+        h[i] *= scale;
+    }
+}
+
+/* An expert's own scale joins the weight that its outputs get. */
+static void mix_beside_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    const pe_routes *routes = &p->s->routes;
+    const float *scales = pe_pass_weight(p, PE_W_EXPERTS_SCALE)->data;
+    for (uint32_t i = 0; scales != NULL && i < routes->n_used; i++) {
+        const uint64_t choice = (uint64_t)i_token * routes->n_used + i;
+        routes->weights[choice] *= scales[routes->experts[choice]];
+    }
+    float *h = p->s->h + i_token * d_model;
+    for (uint64_t d = 0; d < d_model; d++) {
+        h[d] = mix(p, i_token, d);
+    }
+    p->ops->kernels.rms_norm(h, h, pe_pass_weight(p, PE_W_EXPERTS_POST_NORM)->data, d_model,
+                             p->model->hparams.norm_eps);
+    float *sum = p->s->up + i_token * d_model;
+    for (uint64_t d = 0; d < d_model; d++) {
+        sum[d] += h[d];
+    }
+}
+
+/* h, the dense layer's part, stays in up meanwhile. */
+void pe_step_experts_beside(pe_pass *p) {
+    const uint64_t d_model = p->model->hparams.d_model;
+    pe_pass_for_tokens(p, router_input_token);
+    pe_pass_set_h(p, p->s->h, p->s->n_tokens, d_model);
+    route(p);
+    pe_step_norm(p, &(const pe_step){.weight = PE_W_EXPERTS_NORM}, p->s->x, p->s->h);
+    run_experts(p, gelu_gate);
+    pe_pass_for_tokens(p, mix_beside_token);
+    pe_pass_set_h(p, p->s->up, p->s->n_tokens, d_model);
 }

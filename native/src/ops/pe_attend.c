@@ -17,6 +17,7 @@ typedef struct attend_job {
     const pe_ops *ops;
     const pe_kv_pool *kv;
     uint32_t layer;
+    const pe_kv_layer *shape;  // its
     float *out;
     const pe_queries *queries;
     const pe_attend_room *room;
@@ -42,8 +43,8 @@ uint64_t pe_attend_room_floats(uint32_t d_k, uint32_t d_v) {
 }
 
 static bench bench_of(const attend_job *job, uint32_t i_thread) {
-    const uint64_t d_k = job->kv->shape.d_k;
-    const uint64_t d_v = round_up(job->kv->shape.d_v);
+    const uint64_t d_k = job->shape->d_k;
+    const uint64_t d_v = round_up(job->shape->d_v);
     bench b;
     b.q = job->room->floats + i_thread * job->room->n_floats;
     b.acc = b.q + TILE_QUERIES * d_k;
@@ -70,25 +71,25 @@ static uint64_t row_of(const attend_job *job, const group *g, uint32_t i) {
 }
 
 static void gather(const attend_job *job, const group *g, float *q) {
-    const uint64_t d_k = job->kv->shape.d_k;
+    const uint64_t d_k = job->shape->d_k;
     for (uint32_t i = 0; i < g->n_queries; i++, q += d_k) {
         memcpy(q, job->queries->q + row_of(job, g, i) * d_k, d_k * sizeof *q);
-        if (pe_kv_rotates(job->kv->shape.type)) {
-            pe_rotate(q, d_k, pe_kv_key_run(&job->kv->shape));
+        if (pe_kv_rotates(job->kv->type)) {
+            pe_rotate(q, d_k, pe_kv_key_run(job->shape));
         }
     }
 }
 
 static void scatter(const attend_job *job, const group *g, const pe_softmax *softmax,
                     const float *acc) {
-    const uint64_t d_v = job->kv->shape.d_v;
+    const uint64_t d_v = job->shape->d_v;
     for (uint32_t i = 0; i < g->n_queries; i++, acc += round_up(d_v)) {
         float *out = job->out + row_of(job, g, i) * d_v;
         for (uint64_t d = 0; d < d_v; d++) {
             out[d] = acc[d] / softmax[i].sum;
         }
-        if (pe_kv_rotates(job->kv->shape.type)) {
-            pe_rotate(out, d_v, pe_kv_value_run(&job->kv->shape));
+        if (pe_kv_rotates(job->kv->type)) {
+            pe_rotate(out, d_v, pe_kv_value_run(job->shape));
         }
     }
 }
@@ -121,7 +122,7 @@ typedef struct opened {
 static void attend_tokens(const attend_job *job, const group *g, const bench *b,
                           pe_softmax *softmax, const opened *page, uint32_t begin, uint32_t end,
                           uint64_t from) {
-    const pe_kv_shape *shape = &job->kv->shape;
+    const pe_kv_layer *shape = job->shape;
     const pe_place *places = job->queries->places + g->tile.first;
     const uint64_t d_v = round_up(shape->d_v);
     const uint32_t i_first = begin * g->n_heads;
@@ -140,7 +141,7 @@ static void attend_tokens(const attend_job *job, const group *g, const bench *b,
 /* Values of a page, which lie beside the keys or are their last dimensions. */
 static const float *open_values(const attend_job *job, const group *g, const bench *b,
                                 const float *keys, uint64_t i_page, uint64_t next) {
-    const pe_kv_shape *shape = &job->kv->shape;
+    const pe_kv_layer *shape = job->shape;
     const pe_kernels *kernels = &job->ops->kernels;
     const pe_kv_table *table = job->queries->places[g->tile.first].table;
     if (shape->values_are_keys) {
@@ -148,18 +149,18 @@ static const float *open_values(const attend_job *job, const group *g, const ben
         kernels->turn_keys(b->values, keys + first * PE_PAGE_TOKENS, shape->d_v);
         return b->values;
     }
-    return kernels->open_values[shape->type](
+    return kernels->open_values[job->kv->type](
         b->values, pe_kv_values(job->kv, table, i_page, job->layer, g->kv_head),
         pe_kv_values(job->kv, table, next, job->layer, g->kv_head), shape->d_v);
 }
 
 static void attend_page(const attend_job *job, const group *g, const bench *b, pe_softmax *softmax,
                         uint64_t i_page, uint64_t next) {
-    const pe_kv_shape *shape = &job->kv->shape;
+    const pe_kv_layer *shape = job->shape;
     const pe_kernels *kernels = &job->ops->kernels;
     const pe_place *places = job->queries->places + g->tile.first;
     const pe_kv_table *table = places->table;
-    opened page = {.keys = kernels->open_keys[shape->type](
+    opened page = {.keys = kernels->open_keys[job->kv->type](
                        b->keys, pe_kv_keys(job->kv, table, i_page, job->layer, g->kv_head),
                        pe_kv_keys(job->kv, table, next, job->layer, g->kv_head), shape->d_k),
                    .first = i_page * PE_PAGE_TOKENS};
@@ -199,7 +200,7 @@ static void attend_group(const attend_job *job, const group *g, uint32_t i_threa
         }
     }
     gather(job, g, b.q);
-    memset(b.acc, 0, g->n_queries * round_up(job->kv->shape.d_v) * sizeof *b.acc);
+    memset(b.acc, 0, g->n_queries * round_up(job->shape->d_v) * sizeof *b.acc);
     const uint64_t last = (end_seen(job, &places[g->tile.n_tokens - 1]) - 1) / PE_PAGE_TOKENS;
     for (uint64_t page = first_seen(job, places) / PE_PAGE_TOKENS; page <= last; page++) {
         attend_page(job, g, &b, softmax, page, PE_MIN(page + 1, last));
@@ -211,7 +212,7 @@ static void attend_group(const attend_job *job, const group *g, uint32_t i_threa
 
 static void attend_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     const attend_job *job = arg;
-    const uint32_t n_kv_heads = job->kv->shape.n_kv_heads;
+    const uint32_t n_kv_heads = job->shape->n_kv_heads;
     const uint32_t per_kv_head = job->queries->n_heads / n_kv_heads;
     const uint32_t begin = i_chunk % job->n_chunks * job->n_heads;
     const uint32_t end = PE_MIN(begin + job->n_heads, per_kv_head);
@@ -252,12 +253,18 @@ static void cut_heads(attend_job *job, uint32_t per_kv_head, uint32_t n_units) {
 
 void pe_attend(const pe_ops *ops, const pe_kv_pool *kv, uint32_t layer, float *out,
                const pe_queries *queries, const pe_attend_room *room) {
-    const uint32_t n_kv_heads = kv->shape.n_kv_heads;
+    const pe_kv_layer *shape = &kv->layers[layer].shape;
+    const uint32_t n_kv_heads = shape->n_kv_heads;
     const uint64_t n_units = queries->n_tokens * n_kv_heads;
     const uint64_t share = n_units / (CHUNKS_PER_THREAD * pe_pool_n_threads(ops->pool));
     const uint32_t fitting = PE_MAX(TILE_QUERIES / (queries->n_heads / n_kv_heads), 1u);
-    attend_job job = {
-        .ops = ops, .kv = kv, .layer = layer, .out = out, .queries = queries, .room = room};
+    attend_job job = {.ops = ops,
+                      .kv = kv,
+                      .layer = layer,
+                      .shape = shape,
+                      .out = out,
+                      .queries = queries,
+                      .room = room};
     job.n_tiles = cut_tiles(room->tiles, queries, PE_MAX((uint32_t)PE_MIN(share, fitting), 1u));
     if (job.n_tiles == 0) {
         return;  // nobody wants logits

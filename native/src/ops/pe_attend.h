@@ -21,7 +21,7 @@ typedef struct pe_tile {
 /* Memory for the work of each thread. */
 typedef struct pe_attend_room {
     float *floats;      // [n_threads][n_floats]
-    uint64_t n_floats;  // pe_attend_room_floats of the model's head widths
+    uint64_t n_floats;  // pe_attend_room_floats of the model's widest heads
     pe_tile *tiles;     // [tokens of a batch]
 } pe_attend_room;
 
@@ -33,7 +33,7 @@ typedef struct pe_queries {
     const float *q;          // [n_tokens][n_heads][d_k]
     const pe_place *places;  // [n_tokens]
     size_t n_tokens;
-    uint32_t n_heads;  // a multiple of the pool's n_kv_heads
+    uint32_t n_heads;  // a multiple of the layer's n_kv_heads
     uint32_t window;   // positions that are seen up to the token's own; 0: all
     uint32_t n_ahead;  // positions behind its own that are seen, where there are so many
     float scale;

@@ -18,7 +18,8 @@ typedef struct pe_weight {
     const void *data;  // in the file's mapping; NULL when the model has no such weight
     uint64_t n_rows;
     uint64_t n_cols;
-    uint64_t n_stacked;  // matrices of that shape one behind the other: experts, heads; else 1
+    uint64_t n_stacked;   // matrices of that shape: experts, heads; else 1
+    uint64_t stack_rows;  // rows from one of them to the next
     uint64_t row_bytes;
     pe_dtype dtype;
     const void *strips;  // the same weights as pe_strip.h has them, or NULL

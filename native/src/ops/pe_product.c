@@ -80,7 +80,7 @@ void pe_product_run_chunk(const pe_ops *ops, const pe_product *products, const p
     const pe_weight *weight = product->weight;
     const uint64_t begin = (i_chunk - cut->first_chunk[i]) * cut->chunk_rows;
     const uint64_t n_rows = PE_MIN(cut->chunk_rows, weight->n_rows - begin);
-    const uint64_t row = i_matrix * weight->n_rows + begin;  // of the stack
+    const uint64_t row = i_matrix * weight->stack_rows + begin;
     const bool q8 = wants_q8(weight);
     const size_t act_bytes =
         q8 ? acts->n_k / PE_BLOCK * sizeof(pe_act_block) : acts->n_k * sizeof(float);
@@ -94,7 +94,8 @@ void pe_product_run_chunk(const pe_ops *ops, const pe_product *products, const p
     multiply(out, product->out_stride, data + row * weight->row_bytes, weight->row_bytes, n_rows,
              x + columns.first * act_bytes, act_bytes, columns.n, acts->n_k);
     if (product->bias != NULL && product->bias->data != NULL) {
-        add_bias(out, product->out_stride, (const float *)product->bias->data + row, n_rows,
+        add_bias(out, product->out_stride,
+                 (const float *)product->bias->data + i_matrix * weight->n_rows + begin, n_rows,
                  columns.n);
     }
 }
