@@ -183,11 +183,12 @@ static void values_are_turned_back(void) {
     const size_t n = (size_t)N_POSITIONS * N_QUERY_HEADS * 64;
     attend(expected, PE_KV_F32, 64, true, N_POSITIONS, 1);
     attend(mixed, PE_KV_Q8_0, 64, true, N_POSITIONS, 1);
-    double worst = 0.0;
+    // Counted: GCC 12 for Arm crashes on a loop that keeps the largest difference.
+    size_t n_close = 0;
     for (size_t i = 0; i < n; i++) {
-        worst = fmax(worst, fabs((double)mixed[i] - (double)expected[i]));
+        n_close += fabs((double)mixed[i] - (double)expected[i]) < 0.02 ? 1 : 0;
     }
-    CHECK(worst < 0.02, "off by up to %g", worst);
+    CHECK_U64(n_close, n);
 }
 
 /* One token asks: its heads, all of one KV head, are dealt to the threads. */
