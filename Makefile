@@ -51,7 +51,7 @@ test-arm:  ## the C tests on 64-bit Arm under qemu (gcc-aarch64-linux-gnu, qemu-
 
 sanitize:  ## the C tests under AddressSanitizer, UBSan and ThreadSanitizer
 	EXTRA="-O0 -fsanitize=address,undefined -fno-sanitize-recover=all" $(PYTHON) tests/native/run.py
-	EXTRA="-O1 -fsanitize=thread" RUNNER="setarch -R" $(PYTHON) tests/native/run.py test_pool test_engine
+	EXTRA="-O0 -fsanitize=thread" RUNNER="setarch -R" $(PYTHON) tests/native/run.py test_pool test_engine
 
 lint: build layers ffi-check  ## formats, types, layers, the generated binding
 	$(BIN)/ruff format --check .
