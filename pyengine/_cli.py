@@ -10,7 +10,6 @@ import io
 import json
 import re
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,7 @@ from pyengine._cli_embed import read_texts, run_embed
 from pyengine._cli_eval import eval_command
 from pyengine._cli_options import (
     INTERRUPTED,
+    SlowProgress,
     decode,
     engine_options,
     kernel_options,
@@ -39,8 +39,7 @@ from pyengine._generate import Generation, Stream
 from pyengine._info import POOLINGS
 from pyengine._inspect import inspect_json, inspect_text, printable
 
-# A prompt that takes longer than this shows its progress.
-_QUIET_SECONDS = 1.0
+_PREFILL_LINE = "prompt {done}/{total} tokens, {rate:.1f} tok/s, {left:.0f} s left"
 
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 
@@ -128,7 +127,7 @@ def _run(
     with open_engine(model or model_option, options) as engine:
         if verbose:
             click.echo(_describe(engine), err=True)
-        progress = _PrefillProgress(enabled=sys.stderr.isatty() and not quiet)
+        progress = SlowProgress(_PREFILL_LINE, enabled=not quiet)
         stream = engine.generate(
             text,
             stream=True,
@@ -144,7 +143,7 @@ def _run(
     return INTERRUPTED if interrupted else 0
 
 
-def _print_stream(prompt: str, stream: Stream, progress: _PrefillProgress) -> bool:
+def _print_stream(prompt: str, stream: Stream, progress: SlowProgress) -> bool:
     """Writes the prompt, and pieces as they come; gives whether Ctrl-C ended them."""
     interrupted = False
     try:
@@ -181,33 +180,6 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\", "'": "'", '"': '"'}
 def _unescape(text: str) -> str:
     """Backslash escapes as a shell user means them; unknown ones stay as they are."""
     return re.sub(r"\\(.)", lambda m: _ESCAPES.get(m[1], m[0]), text, flags=re.DOTALL)
-
-
-class _PrefillProgress:
-    """One line on stderr while a long prompt is computed."""
-
-    def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
-        self._started = time.monotonic()
-        self._shown = False
-
-    def __call__(self, done: int, total: int) -> None:
-        seconds = time.monotonic() - self._started
-        if not self._enabled or seconds < _QUIET_SECONDS:
-            return
-        left = seconds / done * (total - done)
-        rate = done / seconds
-        line = f"prompt {done}/{total} tokens, {rate:.1f} tok/s, {left:.0f} s left"
-        sys.stderr.write(f"\r{line:<60}")
-        sys.stderr.flush()
-        self._shown = True
-
-    def clear(self) -> None:
-        """Takes the line away."""
-        if self._shown:
-            sys.stderr.write(f"\r{'':<60}\r")
-            sys.stderr.flush()
-            self._shown = False
 
 
 def _describe(engine: Engine) -> str:

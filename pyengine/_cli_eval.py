@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -14,6 +13,7 @@ import click
 
 from pyengine._cli_options import (
     INTERRUPTED,
+    StatusLine,
     engine_options,
     open_engine,
     read_text,
@@ -91,7 +91,7 @@ def eval_command(
         raise click.UsageError("expected --perplexity, --text or a task, found nothing to measure")
     if text is None and kl_against is not None:
         raise click.UsageError("--kl-against: expected --perplexity or --text too, found neither")
-    progress = _Progress(enabled=sys.stderr.isatty() and not quiet)
+    progress = _Progress(enabled=not quiet)
     with ExitStack() as stack:
         engine = stack.enter_context(open_engine(model, dict(options)))
         others = {
@@ -141,15 +141,14 @@ def _measure(engine: Engine, progress: _Progress, **arguments: Any) -> Evaluatio
                 progress.clear()
 
 
-class _Progress:
-    """One line on a terminal's stderr: a bar, the rate and the time left."""
+class _Progress(StatusLine):
+    """A bar, the rate and the time left."""
 
     def __init__(self, *, enabled: bool) -> None:
-        self._enabled = enabled
+        super().__init__(enabled=enabled)
         self._what = ""
         self._first = self._last = 0
         self._started = self._written = 0.0
-        self._shown = False
 
     def __call__(self, what: str, done: int, total: int) -> None:
         now = time.monotonic()
@@ -157,7 +156,7 @@ class _Progress:
             # Work before the first call, such as reading, is not the rate's.
             self._what, self._started, self._first = what, now, done
         self._last = done
-        if not self._enabled or (now - self._written < _EVERY and done != total):
+        if now - self._written < _EVERY and done != total:
             return
         self._written = now
         seconds = now - self._started
@@ -167,16 +166,7 @@ class _Progress:
             unit = "tok" if what == "text" else "questions"
             left = (total - done) / rate
             line += f", {rate:.1f} {unit}/s, {_clock(left)} left"
-        sys.stderr.write(f"\r{line:<78}")
-        sys.stderr.flush()
-        self._shown = True
-
-    def clear(self) -> None:
-        """Takes the line away."""
-        if self._shown:
-            sys.stderr.write(f"\r{'':<78}\r")
-            sys.stderr.flush()
-            self._shown = False
+        self.show(line)
 
 
 def _clock(seconds: float) -> str:

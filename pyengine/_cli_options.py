@@ -1,10 +1,13 @@
-"""What several commands share: options of the engine, reading and writing of texts."""
+"""What several commands share: options of the engine, files, progress."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import click
 
@@ -12,6 +15,9 @@ from pyengine._engine import Engine
 
 # What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
 INTERRUPTED = 130
+
+# Work that takes longer than this shows its progress.
+_QUIET_SECONDS = 1.0
 
 Command = Callable[..., Any]
 
@@ -83,12 +89,65 @@ def decode(data: bytes, name: str) -> str:
         ) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file that appears only when it is complete."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[IO[bytes]]:
+    """A file to write that appears under its name only when it is complete."""
     part = path.with_name(path.name + ".part")
     try:
-        part.write_text(text, encoding="utf-8")
+        with part.open("wb") as file:
+            yield file
         part.replace(path)
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise click.ClickException(f"{path}: {error.strerror}") from error
+    finally:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a text file that appears only when it is complete."""
+    with whole_file(path) as file:
+        file.write(text.encode())
+
+
+class StatusLine:
+    """One line on a terminal's stderr that is written over, and taken away in the end."""
+
+    def __init__(self, *, enabled: bool) -> None:
+        self._enabled = enabled and sys.stderr is not None and sys.stderr.isatty()
+        self._shown = False
+
+    def show(self, text: str) -> None:
+        """Writes the line, over the last one."""
+        if self._enabled:
+            sys.stderr.write(f"\r{text:<78}")
+            sys.stderr.flush()
+            self._shown = True
+
+    def clear(self) -> None:
+        """Takes the line away."""
+        if self._shown:
+            sys.stderr.write(f"\r{'':<78}\r")
+            sys.stderr.flush()
+            self._shown = False
+
+
+class SlowProgress(StatusLine):
+    """Progress of one piece of work, shown when it takes longer than a second.
+
+    Args:
+        template: The line, of `done`, `total`, `rate` (done a second) and `left` (seconds).
+        enabled: Whether to show it, where there is a terminal.
+    """
+
+    def __init__(self, template: str, *, enabled: bool) -> None:
+        super().__init__(enabled=enabled)
+        self._template = template
+        self._started = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        """Says that so much of it is done."""
+        seconds = time.monotonic() - self._started
+        if seconds >= _QUIET_SECONDS:
+            rate, left = done / seconds, seconds / done * (total - done)
+            self.show(self._template.format(done=done, total=total, rate=rate, left=left))
