@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from converters._gguf_writer import Field
-from converters._vocabulary import NORMAL, Vocabulary, config_added_tokens, json_added_tokens
+from converters._vocabulary import NORMAL, Vocabulary, added_tokens
 from pyengine._errors import ConversionError
 from pyengine._vocabulary import NFC_KEY
 
@@ -113,13 +113,8 @@ def read_byte_bpe(
     for left, right in merge_list(model, where):
         left, right = (part.replace(" ", _SPACE_LETTER) for part in (left, right))
         result.merges.append(f"{left} {right}")
-    known: set[int] = set()
-    for added in json_added_tokens(tokenizer_json, where):
-        known.add(added.number)
+    for added in added_tokens(tokenizer_json, tokenizer_config, where):
         result.put_added(added)
-    for added in config_added_tokens(tokenizer_config, "tokenizer_config.json"):
-        if added.number not in known:
-            result.put_added(added)
     stated = tokenizer_config.get("add_prefix_space")
     if isinstance(stated, bool):
         result.fields.append(Field("tokenizer.ggml.add_space_prefix", "bool", stated))

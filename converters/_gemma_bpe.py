@@ -14,8 +14,7 @@ from converters._vocabulary import (
     UNKNOWN,
     USER_DEFINED,
     Vocabulary,
-    config_added_tokens,
-    json_added_tokens,
+    added_tokens,
 )
 from pyengine._errors import ConversionError
 
@@ -56,14 +55,7 @@ def read_gemma_bpe(
     for text, number in vocabulary_table(model, where).items():
         result.put(number, text, BYTE if _BYTE_TOKEN.fullmatch(text) else NORMAL)
     result.merges += [f"{left} {right}" for left, right in merge_list(model, where)]
-    listed = list(json_added_tokens(tokenizer_json, where))
-    known = {token.number for token in listed}
-    listed += [
-        token
-        for token in config_added_tokens(tokenizer_config, "tokenizer_config.json")
-        if token.number not in known
-    ]
-    for token in listed:
+    for token in added_tokens(tokenizer_json, tokenizer_config, where):
         result.put_added(token)
         if token.text in _VISIBLE:
             result.types[token.number] = USER_DEFINED

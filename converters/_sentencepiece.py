@@ -20,8 +20,8 @@ from converters._vocabulary import (
     USER_DEFINED,
     AddedToken,
     Vocabulary,
+    added_tokens,
     config_added_tokens,
-    json_added_tokens,
 )
 from pyengine._errors import ConversionError
 from pyengine._vocabulary import METASPACE_KEY
@@ -183,13 +183,7 @@ def read_json_file(
     """
     model = tokenizer_json["model"]
     table = vocabulary_table(model, where)
-    added = list(json_added_tokens(tokenizer_json, where))
-    listed = {token.number for token in added}
-    added += [
-        token
-        for token in config_added_tokens(tokenizer_config, "tokenizer_config.json")
-        if token.number not in listed
-    ]
+    added = list(added_tokens(tokenizer_json, tokenizer_config, where))
     result = Vocabulary("llama", "default", size, where, scored=True)
     outside = {token.text for token in added}
     normal = {

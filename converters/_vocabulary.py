@@ -123,7 +123,20 @@ class Vocabulary:
         return fields + self.fields
 
 
-def json_added_tokens(tokenizer_json: dict[str, Any], where: str) -> Iterator[AddedToken]:
+def added_tokens(
+    tokenizer_json: dict[str, Any], tokenizer_config: dict[str, Any], where: str
+) -> Iterator[AddedToken]:
+    """tokenizer.json's added tokens, then those that only tokenizer_config.json has."""
+    known = set()
+    for token in _json_added_tokens(tokenizer_json, where):
+        known.add(token.number)
+        yield token
+    for token in config_added_tokens(tokenizer_config, "tokenizer_config.json"):
+        if token.number not in known:
+            yield token
+
+
+def _json_added_tokens(tokenizer_json: dict[str, Any], where: str) -> Iterator[AddedToken]:
     """tokenizer.json's added tokens, checked."""
     rows = tokenizer_json.get("added_tokens") or []
     if not isinstance(rows, list):

@@ -10,8 +10,7 @@ from converters._vocabulary import (
     NORMAL,
     SPACE_MARK,
     Vocabulary,
-    config_added_tokens,
-    json_added_tokens,
+    added_tokens,
 )
 from pyengine._errors import ConversionError
 
@@ -50,13 +49,8 @@ def read_word_piece(
         begins = not text.startswith(_CONTINUES)
         written = SPACE_MARK + text if begins else text.removeprefix(_CONTINUES)
         result.put(number, written, NORMAL)
-    known: set[int] = set()
-    for added in json_added_tokens(tokenizer_json, where):
-        known.add(added.number)
+    for added in added_tokens(tokenizer_json, tokenizer_config, where):
         result.put_added(added)
-    for added in config_added_tokens(tokenizer_config, "tokenizer_config.json"):
-        if added.number not in known:
-            result.put_added(added)
     lowercase = normalizer.get("lowercase", True)
     strips = normalizer.get("strip_accents")
     for key, value in (

@@ -10,26 +10,9 @@ static const pe_hparam_row HPARAMS[] = {
     PE_ROW("attention.causal", is_causal, BOOL, VALUE, 0),
 };
 
-static const pe_slot_row SLOTS[] = {
-    PE_SLOTS_MODEL, PE_SLOTS_PRE_NORMS,  PE_SLOTS_POST_NORMS,
-    PE_SLOTS_ATTN,  PE_SLOTS_NORM_HEADS, PE_SLOTS_FFN,
-};
+static const pe_slot_row SLOTS[] = {PE_SLOTS_GEMMA3};
 
-static const pe_step STEPS[] = {
-    PE_DO_WITH(RMS_NORM, ATTN_NORM),
-    PE_DO(QKV),
-    PE_DO(NORM_QK),
-    PE_DO(ROPE_HALVES),
-    PE_DO(ATTEND),
-    PE_PROJECT(ATTN_OUT),
-    PE_DO_WITH(POST_NORM, ATTN_POST_NORM),
-    PE_DO(ADD),
-    PE_DO_WITH(RMS_NORM, FFN_NORM),
-    PE_DO(GEGLU),
-    PE_PROJECT(FFN_DOWN),
-    PE_DO_WITH(POST_NORM, FFN_POST_NORM),
-    PE_DO(ADD),
-};
+static const pe_step STEPS[] = {PE_STEPS_GEMMA3};
 
 const pe_arch pe_arch_gemma_embedding = {
     .name = "gemma-embedding",

@@ -246,6 +246,16 @@
     PE_DO_WITH(RMS_NORM, ATTN_NORM), PE_DO(DELTA), PE_DO_WITH(PROJECT, DELTA_OUT), PE_DO(ADD),     \
         PE_DO_WITH(RMS_NORM, ATTN_POST_NORM)
 
+/* A layer of Gemma 3. */
+#define PE_SLOTS_GEMMA3                                                                            \
+    PE_SLOTS_MODEL, PE_SLOTS_PRE_NORMS, PE_SLOTS_POST_NORMS, PE_SLOTS_ATTN, PE_SLOTS_NORM_HEADS,   \
+        PE_SLOTS_FFN
+#define PE_STEPS_GEMMA3                                                                            \
+    PE_DO_WITH(RMS_NORM, ATTN_NORM), PE_DO(QKV), PE_DO(NORM_QK), PE_DO(ROPE_HALVES),               \
+        PE_DO(ATTEND), PE_PROJECT(ATTN_OUT), PE_DO_WITH(POST_NORM, ATTN_POST_NORM), PE_DO(ADD),    \
+        PE_DO_WITH(RMS_NORM, FFN_NORM), PE_DO(GEGLU), PE_PROJECT(FFN_DOWN),                        \
+        PE_DO_WITH(POST_NORM, FFN_POST_NORM), PE_DO(ADD)
+
 #define PE_STEP_LIST(list) {list, PE_LEN(list)}
 #define PE_TABLES(hparam_rows, slot_rows)                                                          \
     .hparams = hparam_rows, .n_hparams = PE_LEN(hparam_rows), .slots = slot_rows,                  \
