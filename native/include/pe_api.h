@@ -325,6 +325,44 @@ typedef struct pe_feed {
 pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
                             const int32_t *cancel, pe_error *err);
 
+/* ---- layers by themselves ---------------------------------------------- */
+
+/* What a matrix is multiplied with, for those who choose how weights are stored. */
+typedef struct pe_tap {
+    uint32_t tensor;   // index in the file, of a matrix; of the token embedding: as the head
+    float *rows;       // the caller's, or NULL: [n_tokens][n_cols], inputs of the run's tokens in
+                       // order; not written for stacked matrices (experts)
+    double *sums;      // the caller's, or NULL: [n_stacked][n_cols], squares are added
+    uint64_t *counts;  // beside sums: [n_stacked], tokens are added
+    uint32_t order;    // out: 0: never multiplied, else 1 for the first product of those tapped,
+                       // and so on; the same where they were one operation
+} pe_tap;
+
+/* A run of some layers over the tokens of one text. */
+typedef struct pe_layer_run {
+    uint32_t struct_bytes;
+    uint32_t first_layer;  // 0: from the tokens' embeddings
+    uint32_t end_layer;    // up to before this one; n_layers + 1: the last norm and the head too
+    uint32_t n_tokens;     // 1 to n_ctx
+    const uint32_t *tokens;
+    float *x;       // the caller's [n_tokens][d_model]: the residual stream in front of first_layer
+                    // (not read for 0), then behind the last layer run, or behind the last norm
+    float *logits;  // the caller's [n_tokens][n_vocab] for n_layers + 1, or NULL
+    pe_tap *taps;
+    uint32_t n_taps;
+    uint32_t ends_with_taps;  // 1: over when every tap has seen its product; x is undefined then
+} pe_layer_run;
+
+/* Runs layers over a text from position 0; the session must be empty and is empty again after
+ * it. Layer by layer gives the bits of pe_engine_forward. Of matrices fused into one
+ * tensor the first that is multiplied is what a tap sees.
+ *
+ * cancel   as pe_engine_forward
+ * errors   as pe_engine_forward; PE_ERR_UNSUPPORTED for a range that does not begin at layer 0
+ *          where layers use what earlier ones stored (shared keys and values) */
+pe_status pe_session_run_layers(pe_session *session, const pe_layer_run *run, const int32_t *cancel,
+                                pe_error *err);
+
 /* ---- embedding -------------------------------------------------------- */
 
 /* A text to embed, and where its vector goes. */
