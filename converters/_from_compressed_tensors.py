@@ -35,25 +35,23 @@ def find(
         elif name.endswith(".weight") and entry.dtype in TYPES:
             scale = f"{name}_scale"
             shape = store.check(scale, FLOATS).shape
-            # Of rows alone, whatever other groups of modules have.
-            whole = len(shape) != 2 or shape[1] == 1
-            packed = PackedFloat8(store, name, scale, None if whole else block, rounded)
+            # Groups of modules differ; that without rectangles tells its scales' shape.
+            plain = shape in ((), (1,), entry.shape[:1], (*entry.shape[:1], 1))
+            packed = PackedFloat8(store, name, scale, None if plain else block, rounded)
             found[name] = (packed, (name, scale))
         elif name.endswith(".weight") and entry.dtype == "I8":
-            plain = _Bytes(store, name)
-            found[name] = (plain, plain.parts)
+            signed = _Bytes(store, name)
+            found[name] = (signed, signed.parts)
     return found
 
 
 def _read_groups(config: Config) -> tuple[tuple[int, int] | None, set[int]]:
     """The rectangle that shares a scale, if any, and the bits of codes, of all groups."""
-    for key in ("sparsity_config", "transform_config"):
-        section = config.section(key)
-        if (
-            section is not None
-            and section.values.get("format", "dense" if not section.values else "") != "dense"
-        ):
-            raise config.fail(key, "none")
+    sparse, turned = config.section("sparsity_config"), config.section("transform_config")
+    if sparse is not None and sparse.values and sparse.text("format", "") != "dense":
+        raise config.fail("sparsity_config", "none")
+    if turned is not None and turned.values:
+        raise config.fail("transform_config", "none")
     _check_format(config)
     block: tuple[int, int] | None = None
     bits: set[int] = set()

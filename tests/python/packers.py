@@ -113,6 +113,7 @@ def compressed(
     symmetric: bool = True,
     order: str = "none",
     words: bool = True,
+    zeros_packed: bool = True,
 ) -> tuple[Stored, Array]:
     size = columns if size < 0 else min(size, columns)
     codes, scales, zeros = grid(rng, rows, columns, size, bits, symmetric)
@@ -127,12 +128,12 @@ def compressed(
     if words:
         stored["weight_packed"] = ("I32", pack(codes, bits))
         stored["weight_shape"] = ("I64", np.array([rows, columns]))
-        if not symmetric:
+        if not symmetric and zeros_packed:
             stored["weight_zero_point"] = ("I32", np.ascontiguousarray(pack(zeros.T, bits).T))
     else:
         stored["weight"] = ("I8", (codes - half).astype(np.int8))
-        if not symmetric:
-            stored["weight_zero_point"] = ("I8", (zeros - half).astype(np.int8))
+    if not symmetric and not (words and zeros_packed):
+        stored["weight_zero_point"] = ("I8", (zeros - half).astype(np.int8))
     return stored, weights_of(codes, rounded, zeros, groups)
 
 

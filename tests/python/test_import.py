@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import shutil
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,104 +13,30 @@ import packers
 import pytest
 from numpy_llama import NumpyLlama
 from packers import Array, Stored
-from test_families import GOLDEN, read_safetensors, source_of, tensors_of
+from quantized import (
+    AWQ,
+    BNB,
+    FFN,
+    FP8,
+    GPTQ,
+    HEADS,
+    LAYERS,
+    Q_PROJ,
+    VOCAB,
+    WIDTH,
+    Json,
+    Packer,
+    Source,
+    groups_of,
+    packing,
+)
+from test_families import read_safetensors, source_of, tensors_of
 
 import converters
 from converters import __main__ as cli
 from converters._encode import Q4_0, Q4_1, Q5_0, Q8_0
 from converters._grid import Grid, fits
 from pyengine import ArgumentError, ConversionError, Engine
-
-Json = dict[str, Any]
-Packer = Callable[[np.random.Generator, int, int], tuple[Stored, Array]]
-
-WIDTH, FFN, HEADS, KV_HEADS, LAYERS, VOCAB = 128, 256, 4, 2, 2, 320
-CONFIG: Json = {
-    "architectures": ["LlamaForCausalLM"],
-    "hidden_size": WIDTH,
-    "intermediate_size": FFN,
-    "num_hidden_layers": LAYERS,
-    "num_attention_heads": HEADS,
-    "num_key_value_heads": KV_HEADS,
-    "vocab_size": VOCAB,
-    "max_position_embeddings": 128,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 10000.0,
-    "hidden_act": "silu",
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-}
-SHAPES = {
-    "self_attn.q_proj": ("attn_q", WIDTH, WIDTH),
-    "self_attn.k_proj": ("attn_k", WIDTH // 2, WIDTH),
-    "self_attn.v_proj": ("attn_v", WIDTH // 2, WIDTH),
-    "self_attn.o_proj": ("attn_output", WIDTH, WIDTH),
-    "mlp.gate_proj": ("ffn_gate", FFN, WIDTH),
-    "mlp.up_proj": ("ffn_up", FFN, WIDTH),
-    "mlp.down_proj": ("ffn_down", WIDTH, FFN),
-}
-Q_PROJ = "model.layers.0.self_attn.q_proj."
-COMPRESSED: Json = {"quant_method": "compressed-tensors"}
-GPTQ: Json = {"quant_method": "gptq", "bits": 4, "group_size": 128}
-AWQ: Json = {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"}
-BNB: Json = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-FP8: Json = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-
-
-def groups_of(form: str, **weights: object) -> Json:
-    group = {"targets": ["Linear"], "weights": weights}
-    return {**COMPRESSED, "format": form, "config_groups": {"group_0": group}}
-
-
-def packing(name: str, **options: Any) -> Packer:
-    packer = getattr(packers, name)
-    return lambda rng, rows, columns: packer(rng, rows, columns, **options)
-
-
-class Source:
-    """A small Llama whose layers' matrices a packer has made.
-
-    Attributes:
-        stored: What model.safetensors holds; a test may spoil it before it saves.
-        weights: The matrices by GGUF's names, rows as GGUF has them.
-    """
-
-    def __init__(self, config: Json, packer: Packer, seed: int = 5) -> None:
-        rng = np.random.default_rng(seed)
-        self.config = {**CONFIG, "quantization_config": config}
-        self.stored: Stored = {}
-        self.weights: dict[str, Array] = {}
-
-        def plain(name: str, values: Array) -> None:
-            bits = np.ascontiguousarray(values, np.float32).view(np.uint32) & 0xFFFF0000
-            self.stored[name] = packers.bf16(bits.view(np.float32))
-
-        plain("model.embed_tokens.weight", rng.normal(0, np.sqrt(WIDTH), (VOCAB, WIDTH)))
-        plain("model.norm.weight", rng.normal(1, 0.1, WIDTH))
-        plain("lm_head.weight", rng.normal(0, 2 / np.sqrt(WIDTH), (VOCAB, WIDTH)))
-        for layer in range(LAYERS):
-            at = f"model.layers.{layer}."
-            plain(at + "input_layernorm.weight", rng.normal(1, 0.1, WIDTH))
-            plain(at + "post_attention_layernorm.weight", rng.normal(1, 0.1, WIDTH))
-            for module, (target, rows, columns) in SHAPES.items():
-                stored, weights = packer(rng, rows, columns)
-                self.stored |= {f"{at}{module}.{name}": part for name, part in stored.items()}
-                if target in ("attn_q", "attn_k"):
-                    weights = paired(weights)
-                self.weights[f"blk.{layer}.{target}.weight"] = weights
-
-    def save(self, folder: Path) -> Path:
-        folder.mkdir(exist_ok=True)
-        (folder / "config.json").write_text(json.dumps(self.config))
-        shutil.copy(GOLDEN / "llama-grouped-tied" / "tokenizer.json", folder)
-        (folder / "model.safetensors").write_bytes(packers.safetensors(self.stored))
-        return folder
-
-
-def paired(rows: Array) -> Array:
-    """Row 2 i + j of each head out of its row i + 16 j."""
-    order = [h * 32 + j * 16 + i for h in range(len(rows) // 32) for i in range(16) for j in (0, 1)]
-    return rows[order]
 
 
 def decoded(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
@@ -161,7 +85,17 @@ EXACT: dict[str, tuple[Json, Packer, str]] = {
         packing("compressed", bits=8, size=-1, words=False),
         "Q8_0",
     ),
+    "compressed zeros in bytes": (
+        groups_of("pack-quantized", num_bits=4),
+        packing("compressed", symmetric=False, size=64, zeros_packed=False),
+        "Q5_0",
+    ),
     "fp8 with powers of two": (FP8, packing("fp8", powers=True), "BF16"),
+    "float-quantized in rectangles": (
+        groups_of("float-quantized", num_bits=8, type="float", block_structure=[64, 128]),
+        packing("fp8", block=(64, 128), powers=True, scale="weight_scale"),
+        "BF16",
+    ),
 }
 
 
@@ -209,6 +143,18 @@ NEAR: dict[str, tuple[Json, Packer, str, float]] = {
         packing("fp8", block=None),
         "BF16",
         2**-8,
+    ),
+    "fbgemm_fp8": (
+        {"quant_method": "fbgemm_fp8"},
+        packing("fp8", block=None, per_row=True, scale="weight_scale"),
+        "BF16",
+        2**-8,
+    ),
+    "compressed bytes with zeros": (
+        groups_of("int-quantized", num_bits=8),
+        packing("compressed", bits=8, size=-1, words=False, symmetric=False),
+        "Q8_0",
+        5e-3,
     ),
     "float-quantized": (
         groups_of("float-quantized", num_bits=8, type="float"),
@@ -483,186 +429,6 @@ def test_memory_is_that_of_a_matrix_and_not_of_the_model(
         tracemalloc.stop()
     # Names and shapes of 38 more layers; their weights would be 4 MB packed, 28 MB as floats.
     assert peaks[1] - peaks[0] < 2_500_000
-
-
-def spoil(
-    name: str, dtype: str | None = None, array: Array | None = None
-) -> Callable[[Source], None]:
-    def change(source: Source) -> None:
-        if dtype is None or array is None:
-            del source.stored[Q_PROJ + name]
-        else:
-            source.stored[Q_PROJ + name] = (dtype, array)
-
-    return change
-
-
-def edit(name: str, index: Any, value: float) -> Callable[[Source], None]:
-    def change(source: Source) -> None:
-        source.stored[Q_PROJ + name][1][index] = value
-
-    return change
-
-
-def configure(**values: object) -> Callable[[Source], None]:
-    return lambda source: source.config["quantization_config"].update(values)
-
-
-I32, HALF = np.int32, np.float16
-BAD: dict[str, tuple[str, Callable[[Source], None], str]] = {
-    "short words": (
-        "gptq",
-        spoil("qweight", "I32", np.zeros((15, 128), I32)),
-        r"q_proj\.g_idx': expected shape \[120\], found \[128\]",
-    ),
-    "words of another type": (
-        "gptq",
-        spoil("qweight", "F16", np.zeros((16, 128), HALF)),
-        r"q_proj\.qweight': expected dtype I32, found F16",
-    ),
-    "words in a row": (
-        "gptq",
-        spoil("qweight", "I32", np.zeros(2048, I32)),
-        r"q_proj\.qweight': expected a matrix that is not empty, found shape \[2048\]",
-    ),
-    "another matrix": (
-        "gptq",
-        lambda source: source.stored.update(
-            {Q_PROJ + n: p for n, p in packers.gptq(np.random.default_rng(1), 64, 128)[0].items()}
-        ),
-        r"q_proj\.weight': expected shape \[128, 128\] as .*, found \[64, 128\]",
-    ),
-    "no scales": (
-        "gptq",
-        spoil("scales"),
-        r"q_proj\.scales': expected it, since .*, found no such",
-    ),
-    "few scales": (
-        "gptq",
-        spoil("scales", "F16", np.ones((1, 64), HALF)),
-        r"q_proj\.scales': expected shape \[1, 128\], found \[1, 64\]",
-    ),
-    "no zero points": ("gptq", spoil("qzeros"), r"q_proj\.qzeros': expected it"),
-    "a group too many": (
-        "gptq",
-        edit("g_idx", 5, 1),
-        r"q_proj\.weight': expected groups of columns from 0 to 0, found 1",
-    ),
-    "a group below": ("gptq", edit("g_idx", 5, -3), r"groups of columns from 0 to 0, found -3"),
-    "NaN": ("gptq", edit("scales", (0, 9), np.nan), r"q_proj\.weight': .*found nan at \[9, 0\]"),
-    "infinity": (
-        "awq",
-        edit("scales", (0, 9), np.inf),
-        r"q_proj\.weight': .*found inf at \[9, 0\]",
-    ),
-    "zeros": ("gptq", edit("scales", slice(None), 0), "expected scales that are not all zero"),
-    "other bits": ("gptq", configure(bits=5), "expected codes of 2, 3, 4, 8 bits, found 5"),
-    "no bits": ("gptq", configure(bits=None), "bits: expected a positive integer, found None"),
-    "bits that are not there": ("gptq", configure(bits=8), r"expected shape \[.*\], found"),
-    "another layout": (
-        "gptq",
-        configure(checkpoint_format="marlin"),
-        "checkpoint_format: expected 'gptq' or 'gptq_v2', found 'marlin'",
-    ),
-    "a method": (
-        "gptq",
-        configure(quant_method="hqq"),
-        r"quant_method: expected weights that are not quantized, or one of awq, .*, found 'hqq'",
-    ),
-    "torchao": (
-        "gptq",
-        configure(quant_method="torchao"),
-        "found 'torchao'; its tensors can be read by torchao alone: load the model",
-    ),
-    "no method": ("gptq", configure(quant_method=None), "quant_method: .*found None"),
-    "awq's other layout": (
-        "awq",
-        configure(version="gemv"),
-        "version: expected 'gemm', found 'gemv'",
-    ),
-    "awq's bits": ("awq", configure(bits=8), "bits: expected 4, found 8"),
-    "awq's group": (
-        "awq",
-        configure(group_size=48),
-        "expected whole groups of 48 inputs, found 128",
-    ),
-    "both": (
-        "awq",
-        spoil("weight", "F16", np.zeros((128, 128), HALF)),
-        r"q_proj\.weight': expected it quantized or plain, found both",
-    ),
-    "compressed shape": (
-        "compressed",
-        edit("weight_shape", 1, 256),
-        r"weight_packed': expected words of 2, 4 or 8 bits for a matrix of \[128, 256\]",
-    ),
-    "compressed scales": (
-        "compressed",
-        spoil("weight_scale", "BF16", np.ones((128, 3), np.uint16)),
-        "expected a number of groups that divides 128 columns, found 3",
-    ),
-    "compressed format": (
-        "compressed",
-        configure(format="nvfp4-pack-quantized"),
-        "format: expected one of pack-quantized, .* found 'nvfp4-pack-quantized'",
-    ),
-    "sparsity": (
-        "compressed",
-        configure(sparsity_config={"format": "sparse-24-bitmask"}),
-        "sparsity_config: expected none, found",
-    ),
-    "rotations": (
-        "compressed",
-        configure(transform_config={"config_groups": {"u": {}}}),
-        "transform_config: expected none, found",
-    ),
-    "fp8 NaN": ("fp8", edit("weight", (3, 4), 127), r"q_proj\.weight': expected finite weights"),
-    "fp8 scales": (
-        "fp8",
-        spoil("weight_scale_inv", "F32", np.ones((2, 1), np.float32)),
-        r"weight_scale_inv': expected shape \[1, 1\], found \[2, 1\]",
-    ),
-    "fp8 no scales": ("fp8", spoil("weight_scale_inv"), r"weight_scale_inv': expected it"),
-    "fp8 NaN scale": ("fp8", edit("weight_scale_inv", (0, 0), np.nan), r"found nan at \[0, 0\]"),
-    "fp8 block": ("fp8", configure(weight_block_size=[128]), "weight_block_size: expected two"),
-    "nf4 bytes": (
-        "nf4",
-        spoil("weight", "U8", np.zeros((100, 1), np.uint8)),
-        r"q_proj\.weight': expected shape \[8192, 1\], found \[100, 1\]",
-    ),
-    "nf4 state": (
-        "nf4",
-        spoil("weight.quant_state.bitsandbytes__nf4", "U8", np.frombuffer(b"{", np.uint8)),
-        "quant_state.bitsandbytes__nf4: expected JSON",
-    ),
-    "nf4 scale": (
-        "nf4",
-        edit("weight.nested_absmax", 0, np.inf),
-        r"weight\.nested_absmax': expected finite scales, found inf",
-    ),
-    "int8 layout": (
-        "LLM.int8",
-        spoil("weight_format", "U8", np.array(1, np.uint8)),
-        "weight_format': expected 0, rows as they are, found 1",
-    ),
-    "int8 scales": (
-        "LLM.int8",
-        spoil("SCB", "F32", np.ones(7, np.float32)),
-        r"SCB': expected shape \[128\], found \[7\]",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_what_is_broken_is_refused_by_name(tmp_path: Path, name: str) -> None:
-    base, change, message = BAD[name]
-    config, packer = (EXACT.get(base) or NEAR[base])[:2]
-    source = Source(json.loads(json.dumps(config)), packer)
-    change(source)
-    out = tmp_path / "out.gguf"
-    with pytest.raises(ConversionError, match=message):
-        converters.convert(source.save(tmp_path / "source"), out)
-    assert list(tmp_path.glob("out*")) == []
 
 
 def test_a_group_of_zeros_is_one(tmp_path: Path) -> None:
