@@ -153,19 +153,7 @@ class PackedGrid(Packed):
                 f"tensor {self.entry.name!r}: expected groups of columns from 0 to "
                 f"{scales.shape[1] - 1}, found {worst}"
             )
-        bounds = self.codes
-        if bounds[1] > 15 and (zeros != (bounds[1] + 1) // 2).any():
-            # Codes of 8 bits may lie where a signed byte has no room; only they themselves tell.
-            bounds = self._bounds()
-        return fits(scales, zeros, groups, bounds)
-
-    def _bounds(self) -> tuple[int, int]:
-        """The smallest and the largest code that does occur."""
-        rows = self.entry.shape[0]
-        step = max(1, (2 << 20) // self.entry.shape[1])
-        pieces = (self.integers(at, min(at + step, rows)) for at in range(0, rows, step))
-        ends = [(int(piece.min()), int(piece.max())) for piece in pieces]
-        return min(low for low, _ in ends), max(high for _, high in ends)
+        return fits(scales, zeros, groups, self.codes)
 
     def read(self, first: int, last: int) -> Piece:
         scales, zeros = self.scales(first, last)

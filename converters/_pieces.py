@@ -172,7 +172,8 @@ def _floats(piece: Piece) -> Floats:
 
 def _changed(piece: Piece, mapped: Mapped, rule: Rule) -> Piece:
     """What becomes of whole rows."""
-    if rule.shift or rule.negated_exp or rule.stored:
+    # Rows of another shape, too, unless they are only some of those that are stored.
+    if rule.shift or rule.negated_exp or (rule.stored and not mapped.order.rows):
         piece = _floats(piece)
     if isinstance(piece, Grid):
         if mapped.head_rows:

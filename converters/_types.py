@@ -159,9 +159,12 @@ def _kept(item: Mapped, checkpoint: Checkpoint, fits: Mapping[str, _Fit]) -> Ten
 
 
 def _moves_columns(item: Mapped) -> bool:
-    """Whether blocks of the stored rows are none of the written rows'."""
+    """Whether the blocks of stored rows are not those of written rows."""
     runs = item.order.columns or ()
-    turned = item.rule is not None and (item.rule.transposed or item.rule.shift != 0)
+    rule = item.rule
+    turned = rule is not None and (
+        rule.transposed or rule.shift != 0 or bool(rule.stored and not item.order.rows)
+    )
     return turned or any(begin % 32 or end % 32 for begin, end in runs)
 
 

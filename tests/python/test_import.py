@@ -353,6 +353,7 @@ def test_rows_go_where_plain_rows_go(tmp_path: Path, name: str, dtype: str) -> N
             assert np.array_equal(found[item.name], expected[item.name]), item.name
         else:
             assert np.abs(found[item.name] - expected[item.name]).max() < 0.02
+            assert item.written in ("Q8_0", "F16")  # F16 where rows are not whole blocks
 
 
 def test_biases_of_nothing_are_left_out_and_others_refused(tmp_path: Path) -> None:

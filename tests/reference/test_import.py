@@ -62,6 +62,10 @@ class Layers:
             tensor = found[f"blk.0.{target}.weight"]
             assert tensor.tensor_type.name == kind
             assert np.array_equal(dequantize(tensor.data, tensor.tensor_type), values), target
+        (folder / "model.safetensors").unlink()
+        torch.save(self.stored, folder / "pytorch_model.bin")
+        converters.convert(folder, folder / "pickled.gguf")
+        assert (folder / "pickled.gguf").read_bytes() == (folder / "out.gguf").read_bytes()
 
 
 @pytest.mark.parametrize(
