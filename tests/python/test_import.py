@@ -485,3 +485,28 @@ def test_an_adapter_is_added_to_what_quantized_weights_stand_for(tmp_path: Path)
     assert (kinds["blk.0.ffn_up.weight"], kinds["blk.0.ffn_down.weight"]) == ("BF16", "Q4_0")
     assert sum(item.exact for item in summary.imports) >= 13
     converters.convert_adapter(adapter, tmp_path / "lora.gguf", base=folder)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_text_model_inside_one_that_sees_may_be_quantized(tmp_path: Path, inside: bool) -> None:
+    folder = source_of("gemma3", tmp_path / "wrapped")
+    text = json.loads((folder / "config.json").read_text("utf-8"))
+    text.pop("architectures")
+    wrapper = {"architectures": ["Gemma3ForConditionalGeneration"], "text_config": text}
+    (text if inside else wrapper)["quantization_config"] = {**AWQ, "group_size": -1}
+    (folder / "config.json").write_text(json.dumps(wrapper))
+    rng, stored, expected = np.random.default_rng(1), {}, {}
+    for key, (dtype, shape, data) in read_safetensors(folder / "model.safetensors").items():
+        name = key.replace("model.", "model.language_model.", 1)
+        if ".mlp." in key:
+            parts, weights = packers.awq(rng, *shape, size=-1)
+            stored |= {name.removesuffix("weight") + n: part for n, part in parts.items()}
+            expected[key.split(".")[2], key.split(".")[4].removesuffix("_proj")] = weights
+        else:
+            stored[name] = (dtype, np.frombuffer(data, np.uint8).view("<u2").reshape(shape))
+    (folder / "model.safetensors").write_bytes(packers.safetensors(stored))
+    converters.convert(folder, tmp_path / "out.gguf", dtype="f32")
+    found = decoded(tmp_path / "out.gguf")[0]
+    assert expected
+    for (layer, name), weights in expected.items():
+        assert np.array_equal(found[f"blk.{layer}.ffn_{name}.weight"], weights)
