@@ -61,32 +61,35 @@ class Grid:
             groups=np.concatenate([self.groups[a:b] for a, b in runs]),
         )
 
-    def blocks(self, kind: TensorType) -> Array | None:
+    def blocks(self, kind: TensorType) -> tuple[Array, Array] | None:
         """Rows of blocks that keep codes and groups.
 
         Scales, and Q4_1's minimums, are rounded to 16 bits; `fits` says whether that loses
         anything.
 
         Returns:
-            uint8 [rows, bytes], or None where blocks of the type cannot hold these rows.
+            uint8 [rows, bytes], and which rows they hold; the others' bytes mean nothing. None
+            where blocks of the type cannot hold such rows.
         """
         rows, columns = self.codes.shape
         if kind not in (*_SIGNED, Q4_1) or not _is_aligned(self.groups):
             return None
         groups = self.groups[::_BLOCK]
         scales, zeros = self.scales[:, groups], self.zeros[:, groups]
-        codes = self.codes.reshape(rows, columns // _BLOCK, _BLOCK)
-        parts = [_halves(scales)]
+        codes = self.codes
+        numbers = [scales]
         if kind is Q4_1:
-            parts.append(_halves(_minimums(scales, zeros)))
+            numbers.append(_minimums(scales, zeros))
             limit = 16
         else:
             offset, bits = _SIGNED[kind]
-            codes = codes - zeros[..., None] + np.int16(offset)
+            codes = codes - np.repeat(zeros, _BLOCK, axis=1) + np.int16(offset)
             limit = 1 << bits
-        if codes.min() < 0 or codes.max() >= limit:
-            return None
-        integers = codes.astype(np.uint8)
+        held = (codes.min(axis=1) >= 0) & (codes.max(axis=1) < limit)
+        for values in numbers:
+            held &= np.isfinite(_round_half(values)).all(axis=1)
+        parts = [_halves(values) for values in numbers]
+        integers = codes.reshape(rows, columns // _BLOCK, _BLOCK).astype(np.uint8)
         if kind is Q8_0:
             parts.append(integers ^ np.uint8(128))
         else:
@@ -94,7 +97,8 @@ class Grid:
                 parts.append(np.packbits(integers >> 4, axis=-1, bitorder="little"))
             low = integers & 15
             parts.append(low[..., :16] | (low[..., 16:] << 4))
-        return np.ascontiguousarray(np.concatenate(parts, axis=-1)).reshape(rows, -1)
+        blocks = np.concatenate(parts, axis=-1).reshape(rows, -1)
+        return np.ascontiguousarray(blocks), held
 
 
 def fits(

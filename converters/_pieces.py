@@ -154,15 +154,17 @@ class Pieces:
 
 
 def _written(piece: Piece, kind: TensorType, where: str, loss: _Loss | None) -> Array:
-    """Bytes of the type, the checkpoint's own integers if there can be."""
-    data = piece.blocks(kind) if isinstance(piece, Grid) else None
-    kept = data is not None
-    if data is None or loss is not None:
-        piece = _floats(piece)
-    if data is None:
-        data = _encode.encode(_floats(piece), kind, where)
+    """Bytes of the type, with the checkpoint's own integers in every row that can have them."""
+    made = piece.blocks(kind) if isinstance(piece, Grid) else None
+    floats = _floats(piece)
+    if made is None:
+        data = _encode.encode(floats, kind, where)
+    else:
+        data, held = made
+        if not held.all():
+            data[~held] = _encode.encode(np.ascontiguousarray(floats[~held]), kind, where)
     if loss is not None:
-        loss.add(_floats(piece), _encode.decode(data, kind), kept)
+        loss.add(floats, _encode.decode(data, kind), made is not None and bool(made[1].all()))
     return data
 
 

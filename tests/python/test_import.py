@@ -228,6 +228,23 @@ def test_a_type_that_is_asked_for_keeps_the_integers_where_it_can(tmp_path: Path
             assert item.rms_error <= bound
 
 
+def test_each_row_keeps_its_integers_by_itself(tmp_path: Path) -> None:
+    """So that nothing depends on how many rows are read at a time."""
+    source = Source(AWQ, packing("awq"))
+    # Zero points of one group a row; the words' first number is the first row's.
+    words = source.stored["model.layers.0.mlp.up_proj.qzeros"][1]
+    middle = np.flatnonzero((words[0].view(np.uint32) & 15) == 8) * 8
+    assert 0 < len(middle) < FFN // 8
+    out = tmp_path / "out.gguf"
+    summary = converters.convert(source.save(tmp_path / "source"), out, dtype="q4_0")
+    found, weights = (w["blk.0.ffn_up.weight"] for w in (decoded(out)[0], source.weights))
+    assert np.array_equal(found[middle], weights[middle])
+    exact = int((found == weights).all(axis=1).sum())
+    assert len(middle) <= exact < FFN
+    (item,) = [item for item in summary.imports if item.name == "blk.0.ffn_up.weight"]
+    assert not item.kept
+
+
 def test_one_matrix_may_have_another_type(tmp_path: Path) -> None:
     folder = Source(GPTQ, packing("gptq")).save(tmp_path / "source")
     out = tmp_path / "out.gguf"
@@ -294,12 +311,25 @@ def test_blocks_hold_every_code_there_is(kind: Any) -> None:
     zeros = np.full((2, 8), zero, np.int16)
     scales = np.exp2(np.arange(16, dtype=np.float32) - 8).reshape(2, 8)
     grid = Grid(codes, scales, zeros, np.arange(256) // 32)
-    blocks = grid.blocks(kind)
-    assert blocks is not None
+    made = grid.blocks(kind)
+    assert made is not None
+    blocks, held = made
+    assert held.all()
     found = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[kind.name])
     expected = np.repeat(scales, 32, axis=1) * (codes - zero)
     assert np.array_equal(found, expected.astype(np.float32))
     assert np.array_equal(grid.floats(), expected.astype(np.float32))
+
+
+def test_scales_and_minimums_beyond_16_bits_are_not_written() -> None:
+    codes, groups = np.full((2, 32), 9, np.int16), np.zeros(32, np.int64)
+    zeros = np.array([[8], [1]], np.int16)
+    for scale, held in ((1e4, {Q4_1: [False, True]}), (1e5, {Q8_0: [False] * 2})):
+        grid = Grid(codes, np.full((2, 1), scale, np.float32), zeros, groups)
+        for kind, expected in held.items():
+            made = grid.blocks(kind)
+            assert made is not None
+            assert made[1].tolist() == expected
 
 
 FAMILIES = [
