@@ -416,6 +416,29 @@ def test_older_files_and_keys_say_the_same(tmp_path: Path) -> None:
     assert (tmp_path / "c1.gguf").read_bytes() == (tmp_path / "c2.gguf").read_bytes()
 
 
+def test_a_zero_point_of_0_is_stored_as_the_largest_number(tmp_path: Path) -> None:
+    source = Source(GPTQ, packing("gptq"))
+    for key, (_, array) in source.stored.items():
+        if key.endswith("qzeros"):
+            array[:] = -1
+    summary = converters.convert(source.save(tmp_path / "source"), tmp_path / "out.gguf")
+    found, kinds = decoded(tmp_path / "out.gguf")
+    assert all(item.exact for item in summary.imports)
+    assert kinds["blk.0.ffn_up.weight"] == "Q4_1"
+    assert all(found[target].min() == 0 < found[target].max() for target in source.weights)
+
+
+def test_layers_may_have_codes_of_other_bits(tmp_path: Path) -> None:
+    source = Source({**GPTQ, "dynamic": {"+:.*q_proj": {"bits": 8}}}, packing("gptq"))
+    parts, weights = packers.gptq(np.random.default_rng(4), WIDTH, WIDTH, bits=8)
+    source.stored |= {Q_PROJ + name: part for name, part in parts.items()}
+    summary = converters.convert(source.save(tmp_path / "source"), tmp_path / "out.gguf")
+    found, kinds = decoded(tmp_path / "out.gguf")
+    assert all(item.exact for item in summary.imports)
+    assert (kinds["blk.0.attn_q.weight"], kinds["blk.1.attn_q.weight"]) == ("Q8_0", "Q4_0")
+    assert sorted(found["blk.0.attn_q.weight"].ravel()) == sorted(weights.ravel())
+
+
 def test_an_index_in_order_may_be_missing(tmp_path: Path) -> None:
     source = Source({**GPTQ, "group_size": 64}, packing("gptq", size=64))
     converters.convert(source.save(tmp_path / "a"), tmp_path / "a.gguf", name="m")
