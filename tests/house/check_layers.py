@@ -18,6 +18,7 @@ C_LAYERS: dict[str, set[str]] = {
     "ops": {"base", "kernels", "kv", "ops", "pe_dtype.h", "pe_page.h", "pe_strip.h"},
     "model": {"base", "format", "kernels", "kv", "ops", "model"},
     "sample": {"base"},
+    "quantize": {"base", "format", "quantize"},
     "engine": {"base", "format", "kernels", "kv", "ops", "model", "engine"},
 }
 
