@@ -21,27 +21,45 @@ static inline float rounded(float x, float low, float high) {
     return (x + 0x1.8p23f) - 0x1.8p23f;
 }
 
-static float tabled(const pe_run *run, float x) {
-    int k = 0;
-    for (size_t b = 0; b < 15; b++) {
-        k += x >= run->bound[b];
+/* The nearest values of a table: from the lowest on, each bound that x reaches adds the way
+ * to the next. All are small integers, exact in float. */
+static void tabled(float *out, const pe_run *run, const float *x) {
+    for (size_t l = 0; l < LANES; l++) {
+        out[l] = (float)run->table[0];
     }
-    return (float)run->table[k];
+    for (size_t b = 0; b < 15; b++) {
+        const float bound = run->bound[b];
+        const float way = (float)(run->table[b + 1] - run->table[b]);
+        for (size_t l = 0; l < LANES; l++) {
+            out[l] += x[l] >= bound ? way : 0.0f;
+        }
+    }
+}
+
+/* Nearest integers or table values of eight weights. */
+static inline void nearest(float *out, const pe_run *run, const float *x, float offset,
+                           float inverse) {
+    float at[LANES];
+    for (size_t l = 0; l < LANES; l++) {
+        at[l] = (x[l] - offset) * inverse;
+    }
+    if (run->table != NULL) {
+        tabled(out, run, at);
+        return;
+    }
+    const float low = (float)run->low;
+    const float high = (float)run->high;
+    for (size_t l = 0; l < LANES; l++) {
+        out[l] = rounded(at[l], low, high);
+    }
 }
 
 float pe_run_error(const pe_run *run, float step, float offset) {
     const float inverse = inverse_of(step);
-    const float low = (float)run->low;
-    const float high = (float)run->high;
     float sum[LANES] = {0};
     for (size_t i = 0; i < run->n; i += LANES) {
         float q[LANES];
-        for (size_t l = 0; l < LANES; l++) {
-            q[l] = rounded((run->x[i + l] - offset) * inverse, low, high);
-        }
-        for (size_t l = 0; run->table != NULL && l < LANES; l++) {
-            q[l] = tabled(run, (run->x[i + l] - offset) * inverse);
-        }
+        nearest(q, run, run->x + i, offset, inverse);
         for (size_t l = 0; l < LANES; l++) {
             const float off = run->x[i + l] - (step * q[l] + offset);
             sum[l] += run->h[i + l] * (off * off);
@@ -63,18 +81,11 @@ static bool is_better(const fit *a, const fit *b) {
 }
 
 static fit fit_at(const pe_run *run, float inverse) {
-    const float low = (float)run->low;
-    const float high = (float)run->high;
     float b[LANES] = {0};
     float c[LANES] = {0};
     for (size_t i = 0; i < run->n; i += LANES) {
         float q[LANES];
-        for (size_t l = 0; l < LANES; l++) {
-            q[l] = rounded(run->x[i + l] * inverse, low, high);
-        }
-        for (size_t l = 0; run->table != NULL && l < LANES; l++) {
-            q[l] = tabled(run, run->x[i + l] * inverse);
-        }
+        nearest(q, run, run->x + i, 0.0f, inverse);
         for (size_t l = 0; l < LANES; l++) {
             const float hq = run->h[i + l] * q[l];
             b[l] += hq * run->x[i + l];
@@ -260,6 +271,27 @@ float pe_run_scale(const pe_run *run) {
         compare(&best, &sums);
     }
     return best.c > 0.0 ? (float)(best.b / best.c) : 0.0f;
+}
+
+/* ---- sums for given lines --------------------------------------------- */
+
+void pe_run_sum(pe_run_sums *out, const pe_run *run, float step, float offset) {
+    const float inverse = inverse_of(step);
+    float q[PE_RUN_MAX];
+    float sum[5][LANES] = {0};
+    for (size_t i = 0; i < run->n; i += LANES) {
+        nearest(q + i, run, run->x + i, offset, inverse);
+        for (size_t l = 0; l < LANES; l++) {
+            const float h = run->h[i + l];
+            const float hq = h * q[i + l];
+            sum[0][l] += h;
+            sum[1][l] += hq;
+            sum[2][l] += hq * q[i + l];
+            sum[3][l] += h * run->x[i + l];
+            sum[4][l] += hq * run->x[i + l];
+        }
+    }
+    *out = (pe_run_sums){total(sum[0]), total(sum[1]), total(sum[2]), total(sum[3]), total(sum[4])};
 }
 
 /* ---- scale and offset ------------------------------------------------- */

@@ -36,6 +36,17 @@ typedef struct pe_line {
 /* The error of a line with each weight at its nearest value. */
 float pe_run_error(const pe_run *run, float step, float offset);
 
+typedef struct pe_run_sums {
+    float h;
+    float hq;
+    float hqq;
+    float hx;
+    float hqx;
+} pe_run_sums;
+
+/* Sums over the run with each integer the nearest by this line. */
+void pe_run_sum(pe_run_sums *out, const pe_run *run, float step, float offset);
+
 /* The scale of least error, offset 0, of integers low = -half..high = half - 1: exact, over
  * every set of integers that rounding by some scale of either sign gives.
  *
