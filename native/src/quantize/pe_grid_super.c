@@ -182,34 +182,52 @@ static bool solve(const super *s, pe_grid *grid) {
 
 /* ---- starts ----------------------------------------------------------- */
 
+#define N_CLIMBS 2  // starts that are followed
+
 /* By what d and m are larger at the start than what gives the widest sub-block the largest
  * integer: other fractions of the integers are lost, and the widest may be cut. */
-static const float D_FACTORS[] = {1.0f, 0.92f, 1.06f, 1.14f};
-static const float M_FACTORS[] = {1.0f, 0.94f, 1.08f};
+static const float D_FACTORS[] = {1.0f, 0.92f, 1.08f};
+static const float M_FACTORS[] = {1.0f, 0.94f, 1.06f};
 // Of scales alone, over the low end of their range and then over the high one.
 static const float FACTORS[] = {1.0f, 0.96f, 1.03f, 1.06f, 1.1f, 1.15f};
 
-static void climb(const super *s, pe_grid *best, float *least, float d, float m) {
-    pe_grid grid = *best;
-    grid.d = pe_problem_to_f16(s->p, d);
-    grid.m = pe_problem_to_f16(s->p, m);
+typedef struct start {
+    pe_grid grid;
+    float error;
+} start;
+
+/* Step 1 for one start, which takes its place among the best. */
+static void try_start(start *best, const super *s, float d, float m) {
+    start found = {*s->p->grid, 0.0f};
+    pe_grid *grid = &found.grid;
+    grid->d = pe_problem_to_f16(s->p, d);
+    grid->m = pe_problem_to_f16(s->p, m);
     // What fp16 would lose altogether keeps its least number.
-    grid.d = (grid.d & 0x7fff) == 0 && d != 0.0f ? pe_problem_beside(grid.d, 1) : grid.d;
-    grid.m = (grid.m & 0x7fff) == 0 && m != 0.0f ? pe_problem_beside(grid.m, 1) : grid.m;
-    float before = INFINITY;
-    for (int turn = 0; turn < N_TURNS; turn++) {
-        if (pe_problem_is_infinite(grid.d) || pe_problem_is_infinite(grid.m)) {
+    grid->d = (grid->d & 0x7fff) == 0 && d != 0.0f ? pe_problem_beside(grid->d, 1) : grid->d;
+    grid->m = (grid->m & 0x7fff) == 0 && m != 0.0f ? pe_problem_beside(grid->m, 1) : grid->m;
+    if (pe_problem_is_infinite(grid->d) || pe_problem_is_infinite(grid->m)) {
+        return;
+    }
+    found.error = choose_all(s, grid);
+    size_t at = N_CLIMBS;
+    for (; at > 0 && found.error < best[at - 1].error; at--) {
+        if (at < N_CLIMBS) {
+            best[at] = best[at - 1];
+        }
+    }
+    if (at < N_CLIMBS) {
+        best[at] = found;
+    }
+}
+
+static void climb(start *best, const super *s) {
+    start now = *best;
+    for (int turn = 0; turn < N_TURNS && solve(s, &now.grid); turn++) {
+        now.error = choose_all(s, &now.grid);
+        if (!(now.error < best->error)) {
             return;
         }
-        const float error = choose_all(s, &grid);
-        if (error < *least) {
-            *least = error;
-            *best = grid;
-        }
-        if (!(error < before) || !solve(s, &grid)) {
-            return;
-        }
-        before = error;
+        *best = now;
     }
 }
 
@@ -224,18 +242,27 @@ bool pe_problem_solve_super(const pe_problem *p) {
         step = fabsf(line->step) > fabsf(step) ? line->step : step;
         min = -line->offset > min ? -line->offset : min;
     }
-    float least = INFINITY;
+    start best[N_CLIMBS];
+    for (size_t k = 0; k < N_CLIMBS; k++) {
+        best[k] = (start){*p->grid, INFINITY};
+    }
     if (s.min_high > 0) {
         for (size_t k = 0; k < PE_LEN(D_FACTORS) * PE_LEN(M_FACTORS); k++) {
             const float d = step / (float)s.scale_high * D_FACTORS[k / PE_LEN(M_FACTORS)];
             const float m = min / (float)s.min_high * M_FACTORS[k % PE_LEN(M_FACTORS)];
-            climb(&s, p->grid, &least, d, m);
+            try_start(best, &s, d, m);
         }
     } else {
         for (size_t k = 0; k < PE_LEN(FACTORS) * 2; k++) {
             const int end = k % 2 == 0 ? s.scale_low : s.scale_high;
-            climb(&s, p->grid, &least, step / (float)end * FACTORS[k / 2], 0.0f);
+            try_start(best, &s, step / (float)end * FACTORS[k / 2], 0.0f);
         }
     }
-    return least < INFINITY;
+    start least = {*p->grid, INFINITY};
+    for (size_t k = 0; k < N_CLIMBS && best[k].error < INFINITY; k++) {
+        climb(&best[k], &s);
+        least = best[k].error < least.error ? best[k] : least;
+    }
+    *p->grid = least.grid;
+    return least.error < INFINITY;
 }

@@ -2,11 +2,49 @@
 
 #include <math.h>
 
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
+
+/* Four floats. GCC and Clang make each operation one instruction, or four, with the same
+ * result: it is that of the float operations. */
+typedef float quad __attribute__((vector_size(16)));
+typedef int32_t quad_mask __attribute__((vector_size(16)));
+
 #define LANES PE_RUN_LANES
 
-static float total(const float *lanes) {
-    return ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) +
-           ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
+static inline quad load(const float *x) {
+    quad out;
+    memcpy(&out, x, sizeof out);
+    return out;
+}
+
+static inline quad all(float x) {
+    return (quad){x, x, x, x};
+}
+
+/* a < b ? a : b in each lane. */
+static inline quad lesser(quad a, quad b) {
+#if defined(__SSE2__)
+    return (quad)_mm_min_ps((__m128)a, (__m128)b);
+#else
+    const quad_mask is_less = a < b;
+    return (quad)(((quad_mask)a & is_less) | ((quad_mask)b & ~is_less));
+#endif
+}
+
+/* a > b ? a : b in each lane. */
+static inline quad greater(quad a, quad b) {
+#if defined(__SSE2__)
+    return (quad)_mm_max_ps((__m128)a, (__m128)b);
+#else
+    const quad_mask is_more = a > b;
+    return (quad)(((quad_mask)a & is_more) | ((quad_mask)b & ~is_more));
+#endif
+}
+
+static inline float total(quad x) {
+    return (x[0] + x[2]) + (x[1] + x[3]);
 }
 
 static float inverse_of(float step) {
@@ -14,56 +52,36 @@ static float inverse_of(float step) {
     return pe_f32_is_finite(inverse) ? inverse : 0.0f;
 }
 
-/* As pe_grid_level, but as a float and without a table. */
-static inline float rounded(float x, float low, float high) {
-    x = x < high ? x : high;
-    x = x > low ? x : low;
-    return (x + 0x1.8p23f) - 0x1.8p23f;
+/* The nearest integers in the run's range, as floats; pe_grid_level says how. */
+static inline quad rounded(const pe_run *run, quad x) {
+    x = greater(lesser(x, all((float)run->high)), all((float)run->low));
+    return (x + all(0x1.8p23f)) - all(0x1.8p23f);
 }
 
 /* The nearest values of a table: from the lowest on, each bound that x reaches adds the way
  * to the next. All are small integers, exact in float. */
-static void tabled(float *out, const pe_run *run, const float *x) {
-    for (size_t l = 0; l < LANES; l++) {
-        out[l] = (float)run->table[0];
-    }
+static quad tabled(const pe_run *run, quad x) {
+    quad out = all((float)run->table[0]);
     for (size_t b = 0; b < 15; b++) {
-        const float bound = run->bound[b];
-        const float way = (float)(run->table[b + 1] - run->table[b]);
-        for (size_t l = 0; l < LANES; l++) {
-            out[l] += x[l] >= bound ? way : 0.0f;
-        }
+        const quad way = all((float)(run->table[b + 1] - run->table[b]));
+        const quad_mask reaches = x >= all(run->bound[b]);
+        out += (quad)((quad_mask)way & reaches);
     }
+    return out;
 }
 
-/* Nearest integers or table values of eight weights. */
-static inline void nearest(float *out, const pe_run *run, const float *x, float offset,
-                           float inverse) {
-    float at[LANES];
-    for (size_t l = 0; l < LANES; l++) {
-        at[l] = (x[l] - offset) * inverse;
-    }
-    if (run->table != NULL) {
-        tabled(out, run, at);
-        return;
-    }
-    const float low = (float)run->low;
-    const float high = (float)run->high;
-    for (size_t l = 0; l < LANES; l++) {
-        out[l] = rounded(at[l], low, high);
-    }
+static inline quad nearest(const pe_run *run, quad x) {
+    return run->table != NULL ? tabled(run, x) : rounded(run, x);
 }
 
 float pe_run_error(const pe_run *run, float step, float offset) {
-    const float inverse = inverse_of(step);
-    float sum[LANES] = {0};
+    const quad inverse = all(inverse_of(step));
+    quad sum = all(0.0f);
     for (size_t i = 0; i < run->n; i += LANES) {
-        float q[LANES];
-        nearest(q, run, run->x + i, offset, inverse);
-        for (size_t l = 0; l < LANES; l++) {
-            const float off = run->x[i + l] - (step * q[l] + offset);
-            sum[l] += run->h[i + l] * (off * off);
-        }
+        const quad x = load(run->x + i);
+        const quad q = nearest(run, (x - all(offset)) * inverse);
+        const quad off = x - (all(step) * q + all(offset));
+        sum += load(run->h + i) * (off * off);
     }
     return total(sum);
 }
@@ -81,16 +99,14 @@ static bool is_better(const fit *a, const fit *b) {
 }
 
 static fit fit_at(const pe_run *run, float inverse) {
-    float b[LANES] = {0};
-    float c[LANES] = {0};
+    quad b = all(0.0f);
+    quad c = all(0.0f);
     for (size_t i = 0; i < run->n; i += LANES) {
-        float q[LANES];
-        nearest(q, run, run->x + i, 0.0f, inverse);
-        for (size_t l = 0; l < LANES; l++) {
-            const float hq = run->h[i + l] * q[l];
-            b[l] += hq * run->x[i + l];
-            c[l] += hq * q[l];
-        }
+        const quad x = load(run->x + i);
+        const quad q = nearest(run, x * all(inverse));
+        const quad hq = load(run->h + i) * q;
+        b += hq * x;
+        c += hq * q;
     }
     return (fit){(double)total(b), (double)total(c)};
 }
@@ -276,20 +292,18 @@ float pe_run_scale(const pe_run *run) {
 /* ---- sums for given lines --------------------------------------------- */
 
 void pe_run_sum(pe_run_sums *out, const pe_run *run, float step, float offset) {
-    const float inverse = inverse_of(step);
-    float q[PE_RUN_MAX];
-    float sum[5][LANES] = {0};
+    const quad inverse = all(inverse_of(step));
+    quad sum[5] = {all(0.0f), all(0.0f), all(0.0f), all(0.0f), all(0.0f)};
     for (size_t i = 0; i < run->n; i += LANES) {
-        nearest(q + i, run, run->x + i, offset, inverse);
-        for (size_t l = 0; l < LANES; l++) {
-            const float h = run->h[i + l];
-            const float hq = h * q[i + l];
-            sum[0][l] += h;
-            sum[1][l] += hq;
-            sum[2][l] += hq * q[i + l];
-            sum[3][l] += h * run->x[i + l];
-            sum[4][l] += hq * run->x[i + l];
-        }
+        const quad x = load(run->x + i);
+        const quad h = load(run->h + i);
+        const quad q = nearest(run, (x - all(offset)) * inverse);
+        const quad hq = h * q;
+        sum[0] += h;
+        sum[1] += hq;
+        sum[2] += hq * q;
+        sum[3] += h * x;
+        sum[4] += hq * x;
     }
     *out = (pe_run_sums){total(sum[0]), total(sum[1]), total(sum[2]), total(sum[3]), total(sum[4])};
 }
@@ -327,21 +341,17 @@ static centred centre(const pe_run *run, bool is_down) {
  * offsets are of the centred weights. error is that of the new line with the old integers. */
 static bool turn_line(pe_line *out, const centred *c, const pe_line *line) {
     const pe_run *run = c->run;
-    const float inverse = inverse_of(line->step);
-    const float low = (float)run->low;
-    const float high = (float)run->high;
-    float hq[LANES] = {0};
-    float hqq[LANES] = {0};
-    float hqx[LANES] = {0};
+    const quad inverse = all(inverse_of(line->step));
+    quad hq = all(0.0f);
+    quad hqq = all(0.0f);
+    quad hqx = all(0.0f);
     for (size_t i = 0; i < run->n; i += LANES) {
-        for (size_t l = 0; l < LANES; l++) {
-            const float x = c->x[i + l];
-            const float q = rounded((x - line->offset) * inverse, low, high);
-            const float w = run->h[i + l] * q;
-            hq[l] += w;
-            hqq[l] += w * q;
-            hqx[l] += w * x;
-        }
+        const quad x = load(c->x + i);
+        const quad q = rounded(run, (x - all(line->offset)) * inverse);
+        const quad w = load(run->h + i) * q;
+        hq += w;
+        hqq += w * q;
+        hqx += w * x;
     }
     const double sq = (double)total(hq);
     const double sqq = (double)total(hqq);

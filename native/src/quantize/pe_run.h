@@ -7,14 +7,14 @@
  * searches differ in which (line, integers) pairs they visit.
  *
  * Weights come with |x| < 2 and 0 < h < 2 (pe_grid_fit.c scales them by powers of two),
- * so that no sum leaves float. Sums run over eight lanes, which compilers make vectors of;
- * their order is fixed. */
+ * so that no sum leaves float. Sums run over four lanes, whatever the machine; their order
+ * is fixed. */
 #ifndef PE_RUN_H
 #define PE_RUN_H
 
 #include "pe_base.h"
 
-#define PE_RUN_LANES 8
+#define PE_RUN_LANES 4
 #define PE_RUN_MAX 32
 
 typedef struct pe_run {
