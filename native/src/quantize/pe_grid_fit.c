@@ -32,6 +32,9 @@ static bool fit_line(const pe_problem *p) {
     for (size_t k = 0; k < PE_MAX(n, 1); k++) {
         const pe_f16 d0 = pe_problem_to_f16(p, lines[k].step);
         const pe_f16 m0 = pe_problem_to_f16(p, lines[k].offset);
+        if (pe_problem_is_infinite(d0) || pe_problem_is_infinite(m0)) {
+            continue;
+        }
         for (int by = 0; by < 9; by++) {
             const pe_f16 d = pe_problem_beside(d0, by / 3 - 1);
             const pe_f16 m = pe_problem_beside(m0, by % 3 - 1);
