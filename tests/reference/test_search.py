@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 from typing import Any
 
-import gguf
 import ggml
+import gguf
 import numpy as np
 import pytest
 
