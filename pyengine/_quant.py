@@ -101,6 +101,45 @@ def quantize(
     return out
 
 
+def find_lattice(
+    weights: npt.NDArray[np.float32], dtype: str, *, source: str = "F32"
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
+    """Finds the blocks whose weights lie exactly on one grid of a type.
+
+    Checkpoints that were trained for a type hold such weights. ``found.mean()`` tells.
+
+    Args:
+        weights: Float32, any number of dimensions; the last is the row.
+        dtype: ``"Q4_0"``, ``"Q4_1"``, ``"Q5_0"``, ``"Q5_1"`` or ``"Q8_0"``.
+        source: What the weights were stored as: ``"F32"``, ``"F16"`` or ``"BF16"``. Values of the
+            grid count when they round to them.
+
+    Returns:
+        Bytes, as ``quantize`` gives them, and for each block whether it was found. What was not
+        found is zero bytes.
+
+    Raises:
+        ArgumentError: An unknown type, or a row that its blocks do not divide.
+        UnsupportedModelError: A type without such grids.
+    """
+    number = _type_number(dtype)
+    stored = _type_number(source)
+    rows = _float_rows(weights)
+    n_bytes = _row_bytes(number, rows.shape[-1])
+    out = np.empty((*rows.shape[:-1], n_bytes), np.uint8)
+    found = np.zeros((*rows.shape[:-1], rows.shape[-1] // 32), np.bool_)
+    call(
+        lib.pe_find_lattice,
+        ffi.cast("void *", out.ctypes.data),
+        ffi.cast("uint8_t *", found.ctypes.data),
+        number,
+        stored,
+        ffi.cast("const float *", rows.ctypes.data),
+        rows.size,
+    )
+    return out, found
+
+
 def dequantize(blocks: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.float32]:
     """Decodes bytes of whole blocks to float32, bit for bit as gguf-py does.
 

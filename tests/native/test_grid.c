@@ -7,6 +7,7 @@
 
 #include "harness.h"
 #include "pe_grid.h"
+#include "pe_lattice.h"
 
 static const uint32_t TYPES[] = {
     PE_DTYPE_Q4_0,   PE_DTYPE_Q4_1,   PE_DTYPE_Q5_0,  PE_DTYPE_Q5_1, PE_DTYPE_Q8_0,
@@ -249,10 +250,66 @@ static void whole_rows(void) {
                 "weights 64 to 95");
 }
 
+static float stored(float x, uint32_t source) {
+    if (source == PE_DTYPE_F32) {
+        return x;
+    }
+    return source == PE_DTYPE_F16 ? pe_f16_to_f32(pe_f16_from_f32(x))
+                                  : pe_bf16_to_f32(pe_bf16_from_f32(x));
+}
+
+/* Random grids, of few levels too, are found again; with one weight moved they are not. */
+static void lattices(void) {
+    static const uint32_t sources[] = {PE_DTYPE_F32, PE_DTYPE_F16, PE_DTYPE_BF16};
+    for (size_t t = 0; t < 5; t++) {
+        for (int turn = 0; turn < 600; turn++) {
+            const uint32_t source = sources[turn % 3];
+            pe_grid grid;
+            pe_grid_init(&grid, TYPES[t]);
+            grid.d = pe_f16_from_f32(rng_f32(0.001f, 0.02f));
+            grid.d = (pe_f16)(grid.d | (grid.has_min ? 0 : rng_below(2) << 15));
+            grid.m = grid.has_min ? pe_f16_from_f32(rng_f32(-0.1f, 0.05f)) : 0;
+            pe_grid_derive(&grid);
+            const int n_levels = grid.high - grid.low + 1;
+            const int used = 2 + (int)rng_below((uint32_t)n_levels - 1);
+            float w[32];
+            for (size_t i = 0; i < 32; i++) {
+                const int level = grid.low + (n_levels - used) / 2 + (int)rng_below((uint32_t)used);
+                w[i] = stored(pe_grid_value(&grid, i, level), source);
+            }
+            pe_grid found;
+            int8_t levels[32];
+            const bool is_found = pe_lattice_find(&found, levels, TYPES[t], w, source);
+            CHECK(is_found, "type %u, source %u, %d levels", TYPES[t], source, used);
+            for (size_t i = 0; is_found && i < 32; i++) {
+                const float value = stored(pe_grid_value(&found, i, levels[i]), source);
+                CHECK(value == w[i], "type %u: %g is not %g", TYPES[t], (double)value,
+                      (double)w[i]);
+            }
+            w[rng_below(32)] += 0.37f * fabsf(grid.step[0]);
+            if (used > 8) {
+                CHECK(!pe_lattice_find(&found, levels, TYPES[t], w, source) ||
+                          TYPES[t] == PE_DTYPE_Q8_0,
+                      "type %u, source %u, %d levels", TYPES[t], source, used);
+            }
+        }
+        float w[32] = {0.0f};
+        pe_grid found;
+        int8_t levels[32];
+        CHECK(pe_lattice_find(&found, levels, TYPES[t], w, PE_DTYPE_F32), "zeros");
+        w[3] = NAN;
+        CHECK(!pe_lattice_find(&found, levels, TYPES[t], w, PE_DTYPE_F32), "NaN");
+        for (size_t i = 0; i < 32; i++) {
+            w[i] = bell();
+        }
+        CHECK(!pe_lattice_find(&found, levels, TYPES[t], w, PE_DTYPE_BF16), "any weights");
+    }
+}
+
 int main(void) {
     static const test_case tests[] = {
-        TEST(same_bits),   TEST(rounds_to_nearest), TEST(exact_scales),
-        TEST(beats_plain), TEST(ends_of_floats),    TEST(whole_rows),
+        TEST(same_bits),      TEST(rounds_to_nearest), TEST(exact_scales), TEST(beats_plain),
+        TEST(ends_of_floats), TEST(whole_rows),        TEST(lattices),
     };
     return run_tests(tests, sizeof tests / sizeof tests[0]);
 }

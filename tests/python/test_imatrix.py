@@ -66,7 +66,7 @@ def test_round_trip(tmp_path: Path) -> None:
     path = tmp_path / "i.gguf"
     write_imatrix(path, example())
     check_same(read_imatrix(path), example())
-    with pytest.raises(ModelFileError, match="i.gguf"):
+    with pytest.raises(ModelFileError, match=r"i\.gguf"):
         write_imatrix(path, example())
     write_imatrix(path, example(), overwrite=True)
 

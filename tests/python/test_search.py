@@ -7,7 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pyengine import ArgumentError, NumericError, UnsupportedModelError, dequantize, quantize
+from pyengine import (
+    ArgumentError,
+    NumericError,
+    UnsupportedModelError,
+    dequantize,
+    find_lattice,
+    quantize,
+)
 
 Array = np.ndarray[Any, Any]
 TYPES = ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K"]
@@ -67,3 +74,43 @@ def test_bad_input_is_refused() -> None:
     with pytest.raises(ArgumentError, match="importance"):
         quantize(weights, "Q4_0", importance=ones)
     assert search(of=np.zeros((0, 32), np.float32)).shape == (0, 18)
+
+
+def to_bf16(values: Array) -> Array:
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + (bits >> 16 & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+
+@pytest.mark.parametrize("dtype", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_lattices_are_found_again(dtype: str) -> None:
+    rng = np.random.default_rng(5)
+    free = rng.normal(size=(4, 2, 96)).astype(np.float32)
+    trained = dequantize(quantize(free, dtype), dtype)
+    for source, rounded in {
+        "F32": lambda x: x,
+        "F16": lambda x: x.astype(np.float16).astype(np.float32),
+        "BF16": to_bf16,
+    }.items():
+        weights = rounded(trained)
+        weights[2, 1, 64:] = free[2, 1, 64:]
+        blocks, found = find_lattice(weights, dtype, source=source)
+        assert found.shape == (4, 2, 3)
+        assert (~found).sum() == 1 and not found[2, 1, 2]
+        back = rounded(dequantize(blocks, dtype))
+        np.testing.assert_array_equal(
+            back.reshape(-1, 32)[found.ravel()], weights.reshape(-1, 32)[found.ravel()]
+        )
+        assert not dequantize(blocks, dtype)[2, 1, 64:].any()
+    # Without being told that they were rounded, few grids can be seen: where no product is.
+    assert find_lattice(to_bf16(trained), dtype)[1].mean() < 0.2
+
+
+def test_lattices_of_other_types_are_refused() -> None:
+    weights = np.zeros((1, 256), np.float32)
+    with pytest.raises(UnsupportedModelError, match="Q4_K"):
+        find_lattice(weights, "Q4_K")
+    with pytest.raises(ArgumentError, match="source"):
+        find_lattice(weights, "Q4_0", source="Q8_0")
+    with pytest.raises(ArgumentError, match="whole blocks"):
+        find_lattice(weights[:, :33], "Q4_0")
+    assert find_lattice(weights, "Q4_0")[1].all()
