@@ -169,6 +169,44 @@ static void beats_plain(void) {
     }
 }
 
+/* Weights of a random grid of super-blocks: turns of integers, then d and m, come close to
+ * it, where the plain encoder's first guess at d and m stays. */
+static void turns(void) {
+    static const uint32_t types[] = {PE_DTYPE_Q2_K, PE_DTYPE_Q3_K, PE_DTYPE_Q4_K,
+                                     PE_DTYPE_Q5_K, PE_DTYPE_Q6_K, PE_DTYPE_IQ4_XS};
+    static const double at_most[] = {0.1, 0.4, 0.8, 0.95, 0.15, 0.9};
+    for (size_t t = 0; t < sizeof types / sizeof types[0]; t++) {
+        double sum[2] = {0.0, 0.0};
+        for (int turn = 0; turn < 30; turn++) {
+            pe_grid grid;
+            pe_grid_init(&grid, types[t]);
+            grid.d = pe_f16_from_f32(rng_f32(0.001f, 0.002f));
+            grid.m = pe_f16_from_f32(rng_f32(0.001f, 0.002f));
+            for (size_t s = 0; s < grid.n_subs; s++) {
+                grid.scale[s] = (int8_t)(4 + rng_below(11));
+                grid.min[s] = (uint8_t)rng_below(16);
+            }
+            pe_grid_derive(&grid);
+            float w[256];
+            for (size_t i = 0; i < 256; i++) {
+                int level;
+                w[i] = pe_grid_round(&grid, i, rng_f32(-0.3f, 0.3f), &level);
+            }
+            pe_grid found;
+            CHECK(pe_grid_fit(&found, types[t], w, NULL), "type %u", types[t]);
+            _Alignas(4) uint8_t block[256];
+            float plain[256];
+            CHECK_OK(pe_quantize(block, types[t], w, 256, err));
+            CHECK_OK(pe_dequantize(plain, types[t], block, 256, err));
+            for (size_t i = 0; i < 256; i++) {
+                sum[1] += pow((double)w[i] - (double)plain[i], 2.0);
+            }
+            sum[0] += pe_grid_error(&found, w, NULL);
+        }
+        CHECK(sum[0] < at_most[t] * sum[1], "type %u: %g of %g", types[t], sum[0], sum[1]);
+    }
+}
+
 static void ends_of_floats(void) {
     float w[256];
     float h[256];
@@ -309,7 +347,7 @@ static void lattices(void) {
 int main(void) {
     static const test_case tests[] = {
         TEST(same_bits),      TEST(rounds_to_nearest), TEST(exact_scales), TEST(beats_plain),
-        TEST(ends_of_floats), TEST(whole_rows),        TEST(lattices),
+        TEST(ends_of_floats), TEST(whole_rows),        TEST(lattices),     TEST(turns),
     };
     return run_tests(tests, sizeof tests / sizeof tests[0]);
 }
