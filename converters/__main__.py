@@ -14,6 +14,8 @@ from converters._adapter import convert_adapter, is_adapter
 from converters._convert import convert
 from converters._encode import BY_NAME
 from converters._progress import ProgressBar
+from converters._quantized import is_quantized
+from converters._types import AUTO, NAMES
 from pyengine._errors import ArgumentError, ModelFileError, PyengineError
 
 # What a shell reports for a program that Ctrl-C ended: 128 + SIGINT.
@@ -46,6 +48,12 @@ def _refuse_options(adapts: bool, of_models: bool, of_adapters: bool) -> None:
         raise click.UsageError("--base: expected the folder of an adapter, found another")
 
 
+def _default_type(source: str, adapts: bool) -> str:
+    if adapts:
+        return "f32"
+    return AUTO if is_quantized(Path(source)) else "q4_0"
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("source", metavar="DIR")
 @click.option(
@@ -58,8 +66,9 @@ def _refuse_options(adapts: bool, of_models: bool, of_adapters: bool) -> None:
 @click.option(
     "--type",
     "dtype",
-    type=click.Choice(list(BY_NAME), case_sensitive=False),
-    help="Type of the matrices. Norms and biases stay f32. Default: q4_0, of an adapter f32.",
+    type=click.Choice(list(NAMES), case_sensitive=False),
+    help="Type of the matrices. Norms and biases stay f32. auto: that of each in the checkpoint, "
+    "or the smallest that holds it. Default: q4_0, of an adapter f32, of quantized weights auto.",
 )
 @click.option(
     "--pure",
@@ -117,11 +126,15 @@ def _command(
     from_hub = source.startswith(_hub.PREFIX)
     adapts = not from_hub and is_adapter(source)
     _refuse_options(adapts, pure or bool(tensor_types) or lora is not None, base is not None)
-    dtype = dtype or ("f32" if adapts else "q4_0")
     stem = _hub.model_name(source) if from_hub else Path(source).resolve().name
-    target = output or Path(f"{stem}-{dtype}.gguf")
+    kind = dtype or _default_type(source, adapts)
+    target = output or Path(f"{stem}-{kind}.gguf")
     if from_hub and target.exists() and not force:
         raise ModelFileError(f"{target}: expected no file there, found one; --force replaces it")
+    if from_hub and dtype is None and output is None:
+        # Only its config.json tells the type that the file is named after.
+        name, source = name or stem, str(_hub.fetch(source))
+        target = Path(f"{stem}-{_default_type(source, False)}.gguf")
     bar = ProgressBar(sys.stderr, quiet=quiet)
     try:
         if adapts:
@@ -129,7 +142,7 @@ def _command(
                 source,
                 target,
                 base=base,
-                dtype=dtype,
+                dtype=kind,
                 name=name,
                 progress=bar,
                 overwrite=force,

@@ -17,6 +17,7 @@ from converters._gguf_writer import Field, OutTensor, build_header, write_gguf
 from converters._json import read_object
 from converters._lora import CONFIG_NAME, Adapter, Delta
 from converters._mapping import Mapped, ModelMapping, pair_rows
+from converters._quantized import plain_config
 from converters._source import Array, Floats
 from converters._summary import Summary
 from pyengine._errors import ArgumentError, ConversionError, ModelFileError
@@ -122,7 +123,7 @@ def _read_base(adapter: Adapter, base: Path | None) -> ModelMapping:
     path = folder / "config.json"
     if not path.is_file():
         raise ConversionError(f"{folder}: expected a folder with config.json, found none")
-    return ModelMapping(read_object(path), str(path))
+    return ModelMapping(plain_config(read_object(path)), str(path))
 
 
 def _plan(adapter: Adapter, mapping: ModelMapping, kind: TensorType) -> Iterator[_Half]:

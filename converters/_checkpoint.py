@@ -7,7 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from converters._encode import TensorType
+from converters._grid import Grid
 from converters._json import read_object
+from converters._packed import Packed, Piece
+from converters._quantized import find_quantized, plain_config
 from converters._safetensors import SafetensorsFile
 from converters._source import Array, Floats, TensorEntry, TensorFile
 from converters._torch_bin import TorchBinFile
@@ -32,7 +36,9 @@ class Checkpoint:
 
     Attributes:
         folder: The folder.
-        config: config.json as it stands.
+        config: config.json as it stands, but for how the weights are quantized.
+        matrices: The quantized matrices, which are read as any others are.
+        method: What quantized them, "" for none.
         files: Every file that is read, so that none of them is overwritten by the output.
     """
 
@@ -60,7 +66,16 @@ class Checkpoint:
         except BaseException:
             self.close()
             raise
-        self._entries = {name: file.entries[name] for name, file in self._owner.items()}
+        self._entries: Mapping[str, TensorEntry] = {
+            name: file.entries[name] for name, file in self._owner.items()
+        }
+        self.matrices: Mapping[str, Packed] = {}
+        self.method = ""
+        try:
+            self._find_quantized()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Checkpoint:
         return self
@@ -92,12 +107,31 @@ class Checkpoint:
         return self._entries
 
     def file_of(self, name: str) -> Path:
-        """The file that holds a tensor."""
-        return self._owner[name].path
+        """The file that holds a tensor; of a quantized one, the folder."""
+        return self._owner[name].path if name in self._owner else self.folder
 
     def read_rows(self, name: str, first: int, last: int) -> Floats:
         """Reads rows of one tensor; as `TensorFile.read_rows`."""
+        if name in self.matrices:
+            piece = self.matrices[name].read(first, last)
+            return piece.floats() if isinstance(piece, Grid) else piece
         return self._owner[name].read_rows(name, first, last)
+
+    def read_piece(self, name: str, first: int, last: int) -> Piece:
+        """Reads rows of one tensor, quantized ones as they are."""
+        if name in self.matrices:
+            return self.matrices[name].read(first, last)
+        return self.read_rows(name, first, last)
+
+    def fits(self, name: str) -> tuple[Mapping[TensorType, bool], TensorType]:
+        """The types of blocks that hold a quantized matrix, whether exactly, and another type
+        for want of any; reads and checks scales."""
+        packed = self.matrices[name]
+        return packed.fits(), packed.rounded
+
+    def read_stored(self, name: str, first: int, last: int) -> Array:
+        """Reads rows of one stored tensor; as `TensorFile.read_stored`."""
+        return self._owner[name].read_stored(name, first, last)
 
     def read_bytes(self, name: str, first: int, last: int) -> Array:
         """Reads rows of one tensor of bytes; as `TensorFile.read_bytes`."""
@@ -107,6 +141,14 @@ class Checkpoint:
         """Closes every file; safe to call twice."""
         for file in self._open:
             file.close()
+
+    def _find_quantized(self) -> None:
+        found = find_quantized(self.folder, self.config, self._entries, self)
+        if found is not None:
+            self._entries, self.matrices = found.entries, found.matrices
+            self.method = found.method
+            self.files.update(path.resolve() for path in found.files)
+            self.config = plain_config(self.config)
 
     def _open_weights(self) -> None:
         for name, opener in _SINGLE:

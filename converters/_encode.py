@@ -145,6 +145,17 @@ def encode(array: Floats, kind: TensorType, name: str) -> Array:
     return np.ascontiguousarray(packed)
 
 
+def decode(data: Array, kind: TensorType) -> Floats:
+    """What `encode`'s bytes stand for."""
+    if kind in (F32, F16):
+        return data.astype(np.float32)
+    if kind is BF16:
+        return (data.astype(np.uint32) << 16).view(np.float32)
+    from pyengine import dequantize
+
+    return dequantize(data, kind.name)
+
+
 def pack_mxfp4(blocks: Array, scales: Array) -> Array:
     """Turns a checkpoint's MXFP4 into GGUF's: the same bits in another order.
 

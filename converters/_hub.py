@@ -19,6 +19,8 @@ _DESCRIPTIONS = frozenset(
         "config.json",
         "generation_config.json",
         "modules.json",
+        "quant_config.json",
+        "quantize_config.json",
         "sentence_bert_config.json",
         "special_tokens_map.json",
         "tokenizer.json",

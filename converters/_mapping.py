@@ -438,7 +438,7 @@ class ModelMapping:
                     used.add(rule.source.format(layer) + rule.suffix)
                 continue
             plan.append(self._mapped(rule, layer, names, stored, used))
-        self._refuse_unknown(set(names) - used)
+        self._refuse_unknown({n for n in set(names) - used if not stored[names[n]].idle})
         for name, values in self._rope.tensors.items():
             plan.insert(1, Mapped(name, values.shape, data=values))
         return plan

@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 
 from converters._checkpoint import Checkpoint
+from converters._encode import BF16, TensorType
 from converters._families import LEFT_OUT_PREFIXES
 from converters._lora import Adapter, Delta
 from converters._mapping import ModelMapping, plain_name
+from converters._packed import Piece
 from converters._source import Floats, TensorEntry
 from pyengine._errors import ConversionError
 
@@ -57,6 +59,22 @@ class MergedCheckpoint(Checkpoint):
         if name in self._deltas:
             _add(rows, self._adapter, self._deltas[name], first, last)
         return rows
+
+    def read_piece(self, name: str, first: int, last: int) -> Piece:
+        """The same; quantized ones as they are where the adapter leaves them alone."""
+        if self._is_adapted(name):
+            return self.read_rows(name, first, last)
+        return super().read_piece(name, first, last)
+
+    def fits(self, name: str) -> tuple[Mapping[TensorType, bool], TensorType]:
+        """As of the base, but no integers hold a sum."""
+        kinds, rounded = super().fits(name)
+        if self._is_adapted(name):
+            return {}, BF16 if rounded.quantized else rounded
+        return kinds, rounded
+
+    def _is_adapted(self, name: str) -> bool:
+        return name in self._replaced or name in self._deltas
 
     def _named(self, names: Mapping[str, str], source: str) -> TensorEntry:
         if source not in names or source.startswith(LEFT_OUT_PREFIXES):

@@ -26,6 +26,7 @@ _ITEM_BYTES = {
     "BF16": 2,
     "F8_E4M3": 1,
     "F8_E5M2": 1,
+    "F8_E8M0": 1,
     "I64": 8,
     "U64": 8,
     "I32": 4,
@@ -37,6 +38,8 @@ _ITEM_BYTES = {
     "BOOL": 1,
 }
 _READABLE = ("F32", "F16", "BF16")
+# Codes of quantized weights; floats of 8 bits are bytes to numpy.
+_CODES = {"U8": "u1", "I8": "i1", "I32": "<i4", "I64": "<i8", "F8_E4M3": "u1", "F8_E5M2": "u1"}
 _LENGTH_BYTES = 8
 # The format's own limit; a longer header is refused before memory is spent on it.
 _MAX_HEADER_BYTES = 100_000_000
@@ -122,6 +125,19 @@ class SafetensorsFile:
                 f"{self.path}: tensor {name!r}: expected dtype U8, found {entry.dtype}"
             )
         return self._read(entry, first, last).reshape(last - first, *entry.shape[1:])
+
+    def read_stored(self, name: str, first: int, last: int) -> Array:
+        """Reads [first, last) along the slowest dimension, codes as they are.
+
+        Raises:
+            ConversionError: The element type is of no use.
+            ModelFileError: The system cannot read the file.
+        """
+        entry = self._entries[name]
+        if entry.dtype not in _CODES:
+            return self.read_rows(name, first, last)
+        raw = self._read(entry, first, last)
+        return raw.view(_CODES[entry.dtype]).reshape(last - first, *entry.shape[1:])
 
     def _read(self, entry: TensorEntry, first: int, last: int) -> Array:
         name = entry.name

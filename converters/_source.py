@@ -23,12 +23,14 @@ class TensorEntry:
         dtype: The stored element type, in safetensors' spelling ("BF16").
         shape: Slowest dimension first.
         start: Byte offset of the first element in the file; 0 where the format hides it.
+        idle: It holds zeros that a model may do without.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     start: int = 0
+    idle: bool = False
 
 
 class TensorFile(Protocol):
@@ -47,6 +49,10 @@ class TensorFile(Protocol):
 
     def read_bytes(self, name: str, first: int, last: int) -> Array:
         """Reads [first, last) of a tensor of bytes (U8), in memory of its own."""
+        ...
+
+    def read_stored(self, name: str, first: int, last: int) -> Array:
+        """The same of any type: floats as `read_rows`, integers as they are, F8 as bytes."""
         ...
 
     def close(self) -> None:

@@ -25,6 +25,46 @@ class Fallback:
 
 
 @dataclass(frozen=True)
+class Import:
+    """A tensor that the checkpoint has quantized.
+
+    Attributes:
+        name: GGUF's name of the tensor.
+        stored: What it was, such as "4-bit GPTQ".
+        written: The type it has.
+        kept: Whether its integers are the checkpoint's, so that only scales were rounded.
+        weights: How many there are.
+        differing: How many of them are another number than the checkpoint's, which is
+            scale * (code - zero) in float32.
+        max_error: The largest difference over the largest weight.
+        rms_error: The root of the differences' squares over that of the weights'.
+    """
+
+    name: str
+    stored: str
+    written: str
+    kept: bool
+    weights: int
+    differing: int
+    max_error: float
+    rms_error: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether every weight is the checkpoint's."""
+        return not self.differing
+
+    def line(self) -> str:
+        """What the summary says of one that is not exact."""
+        what = "scales rounded" if self.kept else "weights rounded"
+        return (
+            f"not exact: {self.name}: {self.written} of {self.stored}, {what}: "
+            f"{self.differing:,} of {self.weights:,} weights differ, "
+            f"by {self.max_error:.1e} of the largest at most, {self.rms_error:.1e} rms"
+        )
+
+
+@dataclass(frozen=True)
 class Summary:
     """The outcome of `convert`.
 
@@ -35,6 +75,8 @@ class Summary:
         types: Type name to (tensors, bytes of data).
         fallbacks: Tensors that could not have the type that was asked for.
         notes: What else the user should know.
+        imports: The tensors that the checkpoint has quantized, in the file's order.
+        method: What quantized them, as config.json calls it.
     """
 
     path: Path
@@ -43,6 +85,8 @@ class Summary:
     types: Mapping[str, tuple[int, int]]
     fallbacks: tuple[Fallback, ...] = ()
     notes: tuple[str, ...] = ()
+    imports: tuple[Import, ...] = ()
+    method: str = ""
 
     @property
     def bits_per_weight(self) -> float:
@@ -63,5 +107,11 @@ class Summary:
             f"fallback: {f.name}: {f.written} instead of {f.wanted}: {f.reason}"
             for f in self.fallbacks
         ]
+        if self.imports:
+            exact = sum(item.exact for item in self.imports)
+            lines.append(
+                f"{self.method}: {exact} of {len(self.imports)} quantized tensors are exact"
+            )
+        lines += [item.line() for item in self.imports if not item.exact]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

@@ -14,6 +14,15 @@ from converters._source import Array, Floats, TensorEntry
 from pyengine._errors import ConversionError
 
 _DTYPES = {"torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16"}
+_CODES = {
+    "torch.uint8": "U8",
+    "torch.int8": "I8",
+    "torch.int32": "I32",
+    "torch.int64": "I64",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+}
+_NAMES = _DTYPES | _CODES
 
 
 class TorchBinFile:
@@ -65,7 +74,7 @@ class TorchBinFile:
         self._tensors: dict[str, Any] = dict(table)
         self._entries = {
             name: TensorEntry(
-                name, _DTYPES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape)
+                name, _NAMES.get(str(tensor.dtype), str(tensor.dtype)), tuple(tensor.shape)
             )
             for name, tensor in self._tensors.items()
         }
@@ -86,6 +95,21 @@ class TorchBinFile:
             raise ConversionError(
                 f"{self.path}: tensor {name!r}: expected dtype U8, found {rows.dtype}"
             )
+        return np.array(rows.numpy(), copy=True)
+
+    def read_stored(self, name: str, first: int, last: int) -> Array:
+        """Reads [first, last) along the slowest dimension, codes as they are.
+
+        Raises:
+            ConversionError: The element type is of no use.
+        """
+        kind = self._entries[name].dtype
+        if kind not in _CODES.values():
+            return self.read_rows(name, first, last)
+        tensor = self._tensors[name]
+        rows = (tensor[first:last] if tensor.dim() else tensor.reshape(1)).contiguous()
+        if kind.startswith("F8"):
+            rows = rows.view(self._torch.uint8)
         return np.array(rows.numpy(), copy=True)
 
     def close(self) -> None:

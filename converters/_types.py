@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
 from converters import _encode
+from converters._checkpoint import Checkpoint
 from converters._encode import TensorType
 from converters._gguf_writer import OutTensor
 from converters._mapping import Mapped
+from converters._packed import BY_DTYPE
 from converters._summary import Fallback
 from pyengine._errors import ArgumentError, ConversionError
 
@@ -32,6 +34,15 @@ _SMALLER = {
     "IQ4_XS": _encode.IQ4_NL,
 }
 
+# Types of blocks that hold quantized weights exactly, the smallest first.
+_EXACT = (_encode.Q4_0, _encode.Q4_1, _encode.Q5_0, _encode.Q8_0)
+# And of those that hold the integers, but not every scale. Not Q4_1, which rounds twice.
+_NEAR = (_encode.Q4_0, _encode.Q5_0, _encode.Q8_0)
+# What a caller calls the type of each matrix in the checkpoint.
+AUTO = "auto"
+NAMES = (*_encode.BY_NAME, AUTO)
+_Fit = tuple[Mapping[TensorType, bool], TensorType]
+
 
 @dataclass(frozen=True)
 class Planned:
@@ -48,31 +59,53 @@ class Choice:
         """Looks the names up, whatever their case.
 
         Args:
-            dtype: The type of matrices.
+            dtype: The type of matrices, or "auto".
             pure: Whether it is that of the embedding and the output head, too.
             tensor_types: Types of some matrices by a pattern of their names; the first that fits.
 
         Raises:
             ArgumentError: A name is no type's.
         """
-        self.kind = _find("dtype", dtype)
+        auto = isinstance(dtype, str) and dtype.lower() == AUTO
+        self._kind = None if auto else _find("dtype", dtype)
         self._pure = pure
         self._patterns = {
             pattern: _find(f"tensor type of {pattern!r}", name)
             for pattern, name in tensor_types.items()
         }
 
-    def plan(self, mapped: list[Mapped]) -> tuple[list[Planned], list[Fallback]]:
+    def file_type(self, planned: list[Planned]) -> int:
+        """general.file_type: the type that was asked for, or that most weights have."""
+        if self._kind is not None:
+            return self._kind.file_type
+        weights: dict[TensorType, int] = {}
+        for out in (item.out for item in planned if len(item.out.shape) > 1):
+            weights[out.kind] = weights.get(out.kind, 0) + out.weights
+        return max(weights, key=lambda kind: weights[kind], default=_encode.F32).file_type
+
+    def plan(
+        self, mapped: list[Mapped], checkpoint: Checkpoint
+    ) -> tuple[list[Planned], list[Fallback]]:
         """Chooses a type for every tensor.
 
+        Args:
+            mapped: The tensors.
+            checkpoint: Where they come from; the scales of quantized ones are read and checked.
+
         Raises:
-            ConversionError: A pattern fits no matrix.
+            ConversionError: A pattern fits no matrix, or a scale is no number.
         """
+        fits = {
+            name: checkpoint.fits(name)
+            for item in mapped
+            for name in item.sources
+            if name in checkpoint.matrices
+        }
         planned: list[Planned] = []
         fallbacks: list[Fallback] = []
         unused = dict.fromkeys(self._patterns)
         for item in mapped:
-            wanted = self._wanted(item, unused)
+            wanted = self._wanted(item, unused, checkpoint, fits)
             written = _with_whole_blocks(wanted, item.shape[-1])
             if written is not wanted:
                 reason = f"rows of {item.shape[-1]} weights are not whole blocks of {wanted.block}"
@@ -85,7 +118,13 @@ class Choice:
             )
         return planned, fallbacks
 
-    def _wanted(self, item: Mapped, unused: dict[str, None]) -> TensorType:
+    def _wanted(
+        self,
+        item: Mapped,
+        unused: dict[str, None],
+        checkpoint: Checkpoint,
+        fits: Mapping[str, _Fit],
+    ) -> TensorType:
         if _is_float(item):
             return _encode.F32
         if item.packed:
@@ -95,15 +134,45 @@ class Choice:
             unused.pop(pattern, None)
         if fitting:
             return self._patterns[fitting[0]]
-        if self.kind.quantized and not self._pure and item.target in _KEPT_AT_8_BITS:
+        if self._kind is None:
+            return _kept(item, checkpoint, fits)
+        if self._kind.quantized and not self._pure and item.target in _KEPT_AT_8_BITS:
             return _encode.Q8_0
-        return self.kind
+        return self._kind
+
+
+def _kept(item: Mapped, checkpoint: Checkpoint, fits: Mapping[str, _Fit]) -> TensorType:
+    """The smallest type that holds what is stored, or of those that are near."""
+    found = [fits[name] for name in item.sources if name in fits]
+    if len(found) < len(item.sources) or not found:
+        stored = {checkpoint.entries[name].dtype for name in item.sources}
+        return BY_DTYPE.get(stored.pop(), _encode.F32) if len(stored) == 1 else _encode.F32
+    if _moves_columns(item):
+        found = [({}, rounded) for _, rounded in found]
+    for kind in _EXACT:
+        if all(kinds.get(kind, False) for kinds, _ in found):
+            return kind
+    for kind in _NEAR:
+        if all(kind in kinds for kinds, _ in found):
+            return kind
+    return max((rounded for _, rounded in found), key=lambda kind: kind.quantized)
+
+
+def _moves_columns(item: Mapped) -> bool:
+    """Whether the blocks of stored rows are not those of written rows."""
+    runs = item.order.columns or ()
+    rule = item.rule
+    turned = rule is not None and (
+        rule.transposed or rule.shift != 0 or bool(rule.stored and not item.order.rows)
+    )
+    return turned or any(begin % 32 or end % 32 for begin, end in runs)
 
 
 def _find(what: str, name: str) -> TensorType:
     kind = _encode.BY_NAME.get(name.lower()) if isinstance(name, str) else None
     if kind is None:
-        raise ArgumentError(f"{what}: expected one of {', '.join(_encode.BY_NAME)}, found {name!r}")
+        names = ", ".join(NAMES if what == "dtype" else _encode.BY_NAME)
+        raise ArgumentError(f"{what}: expected one of {names}, found {name!r}")
     return kind
 
 

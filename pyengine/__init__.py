@@ -35,7 +35,7 @@ from pyengine._file import ModelFile, TensorInfo
 from pyengine._generate import Generation, Stream, Timings, TokenLogprob, Usage
 from pyengine._info import EngineInfo
 from pyengine._perplexity import Perplexity
-from pyengine._quant import dequantize, quantize
+from pyengine._quant import dequantize, find_lattice, quantize
 from pyengine._reply import ToolCall
 from pyengine._sampler import Sampler, Sampling
 from pyengine._session import CancelFlag, Session
@@ -93,5 +93,6 @@ __all__ = [
     "bundled_model",
     "dequantize",
     "evaluate",
+    "find_lattice",
     "quantize",
 ]

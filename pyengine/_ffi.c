@@ -583,105 +583,105 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // float *
-/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 155), // float const *
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // float *
+/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // float const *
 /*  3 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t const *
 /*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
 /*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 163), // pe_error *
+/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 181), // pe_error *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
 /*  9 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 10 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 185), // void const *
+/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 204), // void const *
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 13 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
-/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 158), // pe_dtype_info *
+/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
+/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 176), // pe_dtype_info *
 /* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 18 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
+/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
 /* 21 */ _CFFI_OP(_CFFI_OP_POINTER, 27), // pe_engine * *
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // pe_file *
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // pe_engine_params const *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 183), // pe_file *
+/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 180), // pe_engine_params const *
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
-/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 160), // pe_engine *
-/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 164), // pe_feed const *
+/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
+/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 178), // pe_engine *
+/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 182), // pe_feed const *
 /* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 156), // int32_t const *
+/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 174), // int32_t const *
 /* 31 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_engine *, pe_text const *, uint32_t, pe_embed_params const *, int32_t const *, pe_error *)
+/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_engine *, pe_text const *, uint32_t, pe_embed_params const *, int32_t const *, pe_error *)
 /* 34 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 181), // pe_text const *
+/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 199), // pe_text const *
 /* 36 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 159), // pe_embed_params const *
+/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 177), // pe_embed_params const *
 /* 38 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
 /* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_file * *, char const *, pe_error *)
+/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_file * *, char const *, pe_error *)
 /* 42 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // pe_file * *
-/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 150), // char const *
+/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 168), // char const *
 /* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_file const *, pe_error *)
-/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // pe_file const *
+/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_file const *, pe_error *)
+/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 183), // pe_file const *
 /* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
-/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 170), // pe_meta *
+/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 188), // pe_meta *
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
 /* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
 /* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 65), // pe_sampler * *
-/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // pe_sampler_params const *
+/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 193), // pe_sampler_params const *
 /* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
 /* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
-/* 65 */ _CFFI_OP(_CFFI_OP_POINTER, 174), // pe_sampler *
+/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
+/* 65 */ _CFFI_OP(_CFFI_OP_POINTER, 192), // pe_sampler *
 /* 66 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
 /* 67 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_session * *, pe_engine *, pe_error *)
+/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_session * *, pe_engine *, pe_error *)
 /* 72 */ _CFFI_OP(_CFFI_OP_POINTER, 78), // pe_session * *
 /* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
 /* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 75 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_session * *, pe_session *, pe_error *)
+/* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_session * *, pe_session *, pe_error *)
 /* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 72),
-/* 78 */ _CFFI_OP(_CFFI_OP_POINTER, 176), // pe_session *
+/* 78 */ _CFFI_OP(_CFFI_OP_POINTER, 194), // pe_session *
 /* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_session *, pe_layer_run const *, int32_t const *, pe_error *)
+/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_session *, pe_layer_run const *, int32_t const *, pe_error *)
 /* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
-/* 83 */ _CFFI_OP(_CFFI_OP_POINTER, 169), // pe_layer_run const *
+/* 83 */ _CFFI_OP(_CFFI_OP_POINTER, 187), // pe_layer_run const *
 /* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
 /* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 86 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_session *, uint32_t, pe_error *)
+/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_session *, uint32_t, pe_error *)
 /* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
 /* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
-/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 180), // pe_tensor_info *
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
+/* 93 */ _CFFI_OP(_CFFI_OP_POINTER, 198), // pe_tensor_info *
 /* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
 /* 95 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 97 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
+/* 98 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
 /* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 66),
 /* 100 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 101 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
@@ -689,86 +689,105 @@ static void *_cffi_types[] = {
 /* 103 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 104 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION, 177), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
-/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 185), // void *
+/* 106 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(void *, uint32_t, float const *, float const *, uint64_t, uint64_t, pe_error *)
+/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 204), // void *
 /* 108 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 109 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 110 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
-/* 114 */ _CFFI_OP(_CFFI_OP_POINTER, 176), // pe_session const *
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
-/* 119 */ _CFFI_OP(_CFFI_OP_POINTER, 174), // pe_sampler const *
-/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_engine *)
-/* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_engine_info *, pe_engine *)
-/* 125 */ _CFFI_OP(_CFFI_OP_POINTER, 161), // pe_engine_info *
-/* 126 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_file *)
-/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 111 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 112 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 114 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 107),
+/* 117 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 118 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 119 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 120 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 122 */ _CFFI_OP(_CFFI_OP_FUNCTION, 195), // pe_status()(void *, uint8_t *, uint32_t, uint32_t, float const *, uint64_t, pe_error *)
+/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 107),
+/* 124 */ _CFFI_OP(_CFFI_OP_POINTER, 203), // uint8_t *
+/* 125 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 128 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_file_info *, pe_file const *)
-/* 132 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // pe_file_info *
-/* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
-/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_sampler *)
-/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
-/* 137 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_sampler *, uint32_t)
-/* 139 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
-/* 140 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 131 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
+/* 132 */ _CFFI_OP(_CFFI_OP_POINTER, 194), // pe_session const *
+/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
+/* 137 */ _CFFI_OP(_CFFI_OP_POINTER, 192), // pe_sampler const *
+/* 138 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_engine *)
+/* 140 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
 /* 141 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_sampler *, uint64_t)
-/* 143 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
-/* 144 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_engine_info *, pe_engine *)
+/* 143 */ _CFFI_OP(_CFFI_OP_POINTER, 179), // pe_engine_info *
+/* 144 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
 /* 145 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION, 185), // void()(pe_session *)
-/* 147 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
+/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_file *)
+/* 147 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
 /* 148 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 149 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
-/* 150 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 151 */ _CFFI_OP(_CFFI_OP_ARRAY, 150), // char[508]
-/* 152 */ (_cffi_opcode_t)(508),
-/* 153 */ _CFFI_OP(_CFFI_OP_POINTER, 154), // double *
-/* 154 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 14), // double
-/* 155 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
-/* 156 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
-/* 157 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
-/* 158 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
-/* 159 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_embed_params
-/* 160 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine
-/* 161 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_info
-/* 162 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_engine_params
-/* 163 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_error
-/* 164 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_feed
-/* 165 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file
-/* 166 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_file_info
-/* 167 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
-/* 168 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
-/* 169 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_layer_run
-/* 170 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_meta
-/* 171 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
-/* 172 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_pooling
-/* 173 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_resident_mode
-/* 174 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_sampler
-/* 175 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_sampler_params
-/* 176 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 13), // pe_session
-/* 177 */ _CFFI_OP(_CFFI_OP_ENUM, 6), // pe_status
-/* 178 */ _CFFI_OP(_CFFI_OP_POINTER, 179), // pe_tap *
-/* 179 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 14), // pe_tap
-/* 180 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 15), // pe_tensor_info
-/* 181 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 16), // pe_text
-/* 182 */ _CFFI_OP(_CFFI_OP_POINTER, 4), // uint64_t *
-/* 183 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
-/* 184 */ (_cffi_opcode_t)(4),
-/* 185 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_file_info *, pe_file const *)
+/* 150 */ _CFFI_OP(_CFFI_OP_POINTER, 184), // pe_file_info *
+/* 151 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 153 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_sampler *)
+/* 154 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
+/* 155 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 156 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_sampler *, uint32_t)
+/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
+/* 158 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 160 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_sampler *, uint64_t)
+/* 161 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
+/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 163 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 164 */ _CFFI_OP(_CFFI_OP_FUNCTION, 204), // void()(pe_session *)
+/* 165 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
+/* 166 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 167 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
+/* 168 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 169 */ _CFFI_OP(_CFFI_OP_ARRAY, 168), // char[508]
+/* 170 */ (_cffi_opcode_t)(508),
+/* 171 */ _CFFI_OP(_CFFI_OP_POINTER, 172), // double *
+/* 172 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 14), // double
+/* 173 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
+/* 174 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
+/* 175 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
+/* 176 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
+/* 177 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_embed_params
+/* 178 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine
+/* 179 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_info
+/* 180 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_engine_params
+/* 181 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_error
+/* 182 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_feed
+/* 183 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file
+/* 184 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_file_info
+/* 185 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
+/* 186 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
+/* 187 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_layer_run
+/* 188 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_meta
+/* 189 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
+/* 190 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_pooling
+/* 191 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_resident_mode
+/* 192 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_sampler
+/* 193 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_sampler_params
+/* 194 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 13), // pe_session
+/* 195 */ _CFFI_OP(_CFFI_OP_ENUM, 6), // pe_status
+/* 196 */ _CFFI_OP(_CFFI_OP_POINTER, 197), // pe_tap *
+/* 197 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 14), // pe_tap
+/* 198 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 15), // pe_tensor_info
+/* 199 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 16), // pe_text
+/* 200 */ _CFFI_OP(_CFFI_OP_POINTER, 4), // uint64_t *
+/* 201 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
+/* 202 */ (_cffi_opcode_t)(4),
+/* 203 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 204 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_PE_DTYPE_F32(unsigned long long *o)
@@ -1278,7 +1297,7 @@ _cffi_f_pe_dequantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1337,7 +1356,7 @@ _cffi_f_pe_dtype_describe(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1400,10 +1419,10 @@ _cffi_f_pe_engine_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(125), arg0, (char **)&x0);
+      _cffi_type(143), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_engine_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(125), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(143), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1516,7 +1535,7 @@ _cffi_f_pe_engine_embed(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1597,7 +1616,7 @@ _cffi_f_pe_engine_forward(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1672,7 +1691,7 @@ _cffi_f_pe_engine_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1725,7 +1744,7 @@ _cffi_f_pe_file_check(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1788,10 +1807,10 @@ _cffi_f_pe_file_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(132), arg0, (char **)&x0);
+      _cffi_type(150), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_file_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(132), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(150), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1882,7 +1901,7 @@ _cffi_f_pe_file_meta(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1946,7 +1965,7 @@ _cffi_f_pe_file_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2016,12 +2035,105 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
 #else
 #  define _cffi_f_pe_file_tensor _cffi_d_pe_file_tensor
+#endif
+
+static pe_status _cffi_d_pe_find_lattice(void * x0, uint8_t * x1, uint32_t x2, uint32_t x3, float const * x4, uint64_t x5, pe_error * x6)
+{
+  return pe_find_lattice(x0, x1, x2, x3, x4, x5, x6);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_find_lattice(PyObject *self, PyObject *args)
+{
+  void * x0;
+  uint8_t * x1;
+  uint32_t x2;
+  uint32_t x3;
+  float const * x4;
+  uint64_t x5;
+  pe_error * x6;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+  PyObject *arg6;
+
+  if (!PyArg_UnpackTuple(args, "pe_find_lattice", 7, 7, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(107), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(107), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(124), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (uint8_t *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(124), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, uint32_t);
+  if (x2 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = _cffi_to_c_int(arg3, uint32_t);
+  if (x3 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x5 = _cffi_to_c_int(arg5, uint64_t);
+  if (x5 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg6, (char **)&x6);
+  if (datasize != 0) {
+    x6 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg6, (char **)&x6,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_find_lattice(x0, x1, x2, x3, x4, x5, x6); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_find_lattice _cffi_d_pe_find_lattice
 #endif
 
 static pe_status _cffi_d_pe_logprobs(float * x0, float const * x1, uint32_t const * x2, uint64_t x3, uint32_t x4, pe_error * x5)
@@ -2103,7 +2215,7 @@ _cffi_f_pe_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2179,12 +2291,105 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
 #else
 #  define _cffi_f_pe_quantize _cffi_d_pe_quantize
+#endif
+
+static pe_status _cffi_d_pe_quantize_weighted(void * x0, uint32_t x1, float const * x2, float const * x3, uint64_t x4, uint64_t x5, pe_error * x6)
+{
+  return pe_quantize_weighted(x0, x1, x2, x3, x4, x5, x6);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantize_weighted(PyObject *self, PyObject *args)
+{
+  void * x0;
+  uint32_t x1;
+  float const * x2;
+  float const * x3;
+  uint64_t x4;
+  uint64_t x5;
+  pe_error * x6;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+  PyObject *arg6;
+
+  if (!PyArg_UnpackTuple(args, "pe_quantize_weighted", 7, 7, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(107), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(107), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint32_t);
+  if (x1 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x4 = _cffi_to_c_int(arg4, uint64_t);
+  if (x4 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x5 = _cffi_to_c_int(arg5, uint64_t);
+  if (x5 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg6, (char **)&x6);
+  if (datasize != 0) {
+    x6 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg6, (char **)&x6,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_quantize_weighted(x0, x1, x2, x3, x4, x5, x6); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_quantize_weighted _cffi_d_pe_quantize_weighted
 #endif
 
 static void _cffi_d_pe_sampler_accept(pe_sampler * x0, uint32_t x1)
@@ -2353,7 +2558,7 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2434,7 +2639,7 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2503,10 +2708,10 @@ _cffi_f_pe_sampler_state(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(119), arg0, (char **)&x0);
+      _cffi_type(137), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(119), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(137), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2582,7 +2787,7 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2641,10 +2846,10 @@ _cffi_f_pe_session_n_tokens(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(114), arg0, (char **)&x0);
+      _cffi_type(132), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(114), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(132), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2720,7 +2925,7 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2779,7 +2984,7 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2854,7 +3059,7 @@ _cffi_f_pe_session_run_layers(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2941,7 +3146,7 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(177));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(195));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3231,31 +3436,33 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_RESIDENT_AUTO", (void *)_cffi_const_PE_RESIDENT_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_OFF", (void *)_cffi_const_PE_RESIDENT_OFF, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_ON", (void *)_cffi_const_PE_RESIDENT_ON, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 116), (void *)_cffi_d_pe_api_version },
+  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 134), (void *)_cffi_d_pe_api_version },
   { "pe_dequantize", (void *)_cffi_f_pe_dequantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 8), (void *)_cffi_d_pe_dequantize },
   { "pe_dtype_describe", (void *)_cffi_f_pe_dtype_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_pe_dtype_describe },
-  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 121), (void *)_cffi_d_pe_engine_close },
-  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_pe_engine_describe },
+  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 139), (void *)_cffi_d_pe_engine_close },
+  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 142), (void *)_cffi_d_pe_engine_describe },
   { "pe_engine_embed", (void *)_cffi_f_pe_engine_embed, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 33), (void *)_cffi_d_pe_engine_embed },
   { "pe_engine_forward", (void *)_cffi_f_pe_engine_forward, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_pe_engine_forward },
   { "pe_engine_open", (void *)_cffi_f_pe_engine_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 20), (void *)_cffi_d_pe_engine_open },
   { "pe_file_check", (void *)_cffi_f_pe_file_check, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_pe_file_check },
-  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 128), (void *)_cffi_d_pe_file_close },
-  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 131), (void *)_cffi_d_pe_file_describe },
+  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 146), (void *)_cffi_d_pe_file_close },
+  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 149), (void *)_cffi_d_pe_file_describe },
   { "pe_file_meta", (void *)_cffi_f_pe_file_meta, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_pe_file_meta },
   { "pe_file_open", (void *)_cffi_f_pe_file_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_pe_file_open },
   { "pe_file_tensor", (void *)_cffi_f_pe_file_tensor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 92), (void *)_cffi_d_pe_file_tensor },
+  { "pe_find_lattice", (void *)_cffi_f_pe_find_lattice, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 122), (void *)_cffi_d_pe_find_lattice },
   { "pe_logprobs", (void *)_cffi_f_pe_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_pe_logprobs },
-  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 106), (void *)_cffi_d_pe_quantize },
-  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 138), (void *)_cffi_d_pe_sampler_accept },
-  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 135), (void *)_cffi_d_pe_sampler_free },
+  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 115), (void *)_cffi_d_pe_quantize },
+  { "pe_quantize_weighted", (void *)_cffi_f_pe_quantize_weighted, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 106), (void *)_cffi_d_pe_quantize_weighted },
+  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 156), (void *)_cffi_d_pe_sampler_accept },
+  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 153), (void *)_cffi_d_pe_sampler_free },
   { "pe_sampler_new", (void *)_cffi_f_pe_sampler_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 56), (void *)_cffi_d_pe_sampler_new },
   { "pe_sampler_pick", (void *)_cffi_f_pe_sampler_pick, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 64), (void *)_cffi_d_pe_sampler_pick },
-  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 142), (void *)_cffi_d_pe_sampler_set_state },
-  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 118), (void *)_cffi_d_pe_sampler_state },
+  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 160), (void *)_cffi_d_pe_sampler_set_state },
+  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 136), (void *)_cffi_d_pe_sampler_state },
   { "pe_session_fork", (void *)_cffi_f_pe_session_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 76), (void *)_cffi_d_pe_session_fork },
-  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 146), (void *)_cffi_d_pe_session_free },
-  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 113), (void *)_cffi_d_pe_session_n_tokens },
+  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 164), (void *)_cffi_d_pe_session_free },
+  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 131), (void *)_cffi_d_pe_session_n_tokens },
   { "pe_session_new", (void *)_cffi_f_pe_session_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 71), (void *)_cffi_d_pe_session_new },
   { "pe_session_rewind", (void *)_cffi_f_pe_session_rewind, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 87), (void *)_cffi_d_pe_session_rewind },
   { "pe_session_run_layers", (void *)_cffi_f_pe_session_run_layers, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_pe_session_run_layers },
@@ -3274,10 +3481,10 @@ static const struct _cffi_field_s _cffi_fields[] = {
                    _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "can_compute", offsetof(pe_dtype_info, can_compute),
                    sizeof(((pe_dtype_info *)0)->can_compute),
-                   _CFFI_OP(_CFFI_OP_NOOP, 149) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 167) },
   { "can_quantize", offsetof(pe_dtype_info, can_quantize),
                     sizeof(((pe_dtype_info *)0)->can_quantize),
-                    _CFFI_OP(_CFFI_OP_NOOP, 149) },
+                    _CFFI_OP(_CFFI_OP_NOOP, 167) },
   { "struct_bytes", offsetof(pe_embed_params, struct_bytes),
                     sizeof(((pe_embed_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3388,10 +3595,10 @@ static const struct _cffi_field_s _cffi_fields[] = {
                     _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "code", offsetof(pe_error, code),
             sizeof(((pe_error *)0)->code),
-            _CFFI_OP(_CFFI_OP_NOOP, 156) },
+            _CFFI_OP(_CFFI_OP_NOOP, 174) },
   { "message", offsetof(pe_error, message),
                sizeof(((pe_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 151) },
+               _CFFI_OP(_CFFI_OP_NOOP, 169) },
   { "session", offsetof(pe_feed, session),
                sizeof(((pe_feed *)0)->session),
                _CFFI_OP(_CFFI_OP_NOOP, 78) },
@@ -3448,7 +3655,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "taps", offsetof(pe_layer_run, taps),
             sizeof(((pe_layer_run *)0)->taps),
-            _CFFI_OP(_CFFI_OP_NOOP, 178) },
+            _CFFI_OP(_CFFI_OP_NOOP, 196) },
   { "n_taps", offsetof(pe_layer_run, n_taps),
               sizeof(((pe_layer_run *)0)->n_taps),
               _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3481,25 +3688,25 @@ static const struct _cffi_field_s _cffi_fields[] = {
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "temperature", offsetof(pe_sampler_params, temperature),
                    sizeof(((pe_sampler_params *)0)->temperature),
-                   _CFFI_OP(_CFFI_OP_NOOP, 155) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 173) },
   { "top_k", offsetof(pe_sampler_params, top_k),
              sizeof(((pe_sampler_params *)0)->top_k),
              _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "top_p", offsetof(pe_sampler_params, top_p),
              sizeof(((pe_sampler_params *)0)->top_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 155) },
+             _CFFI_OP(_CFFI_OP_NOOP, 173) },
   { "min_p", offsetof(pe_sampler_params, min_p),
              sizeof(((pe_sampler_params *)0)->min_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 155) },
+             _CFFI_OP(_CFFI_OP_NOOP, 173) },
   { "repeat_penalty", offsetof(pe_sampler_params, repeat_penalty),
                       sizeof(((pe_sampler_params *)0)->repeat_penalty),
-                      _CFFI_OP(_CFFI_OP_NOOP, 155) },
+                      _CFFI_OP(_CFFI_OP_NOOP, 173) },
   { "presence_penalty", offsetof(pe_sampler_params, presence_penalty),
                         sizeof(((pe_sampler_params *)0)->presence_penalty),
-                        _CFFI_OP(_CFFI_OP_NOOP, 155) },
+                        _CFFI_OP(_CFFI_OP_NOOP, 173) },
   { "frequency_penalty", offsetof(pe_sampler_params, frequency_penalty),
                          sizeof(((pe_sampler_params *)0)->frequency_penalty),
-                         _CFFI_OP(_CFFI_OP_NOOP, 155) },
+                         _CFFI_OP(_CFFI_OP_NOOP, 173) },
   { "penalty_window", offsetof(pe_sampler_params, penalty_window),
                       sizeof(((pe_sampler_params *)0)->penalty_window),
                       _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3514,10 +3721,10 @@ static const struct _cffi_field_s _cffi_fields[] = {
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "sums", offsetof(pe_tap, sums),
             sizeof(((pe_tap *)0)->sums),
-            _CFFI_OP(_CFFI_OP_NOOP, 153) },
+            _CFFI_OP(_CFFI_OP_NOOP, 171) },
   { "counts", offsetof(pe_tap, counts),
               sizeof(((pe_tap *)0)->counts),
-              _CFFI_OP(_CFFI_OP_NOOP, 182) },
+              _CFFI_OP(_CFFI_OP_NOOP, 200) },
   { "order", offsetof(pe_tap, order),
              sizeof(((pe_tap *)0)->order),
              _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3535,7 +3742,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "dims", offsetof(pe_tensor_info, dims),
             sizeof(((pe_tensor_info *)0)->dims),
-            _CFFI_OP(_CFFI_OP_NOOP, 183) },
+            _CFFI_OP(_CFFI_OP_NOOP, 201) },
   { "data", offsetof(pe_tensor_info, data),
             sizeof(((pe_tensor_info *)0)->data),
             _CFFI_OP(_CFFI_OP_NOOP, 11) },
@@ -3560,88 +3767,88 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pe_dtype_info", 158, _CFFI_F_CHECK_FIELDS,
+  { "pe_dtype_info", 176, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_dtype_info), offsetof(struct _cffi_align__pe_dtype_info, y), 0, 5 },
-  { "pe_embed_params", 159, _CFFI_F_CHECK_FIELDS,
+  { "pe_embed_params", 177, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_embed_params), offsetof(struct _cffi_align__pe_embed_params, y), 5, 4 },
-  { "pe_engine", 160, _CFFI_F_OPAQUE,
+  { "pe_engine", 178, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_engine_info", 161, _CFFI_F_CHECK_FIELDS,
+  { "pe_engine_info", 179, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 9, 24 },
-  { "pe_engine_params", 162, _CFFI_F_CHECK_FIELDS,
+  { "pe_engine_params", 180, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 33, 8 },
-  { "pe_error", 163, _CFFI_F_CHECK_FIELDS,
+  { "pe_error", 181, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 41, 2 },
-  { "pe_feed", 164, _CFFI_F_CHECK_FIELDS,
+  { "pe_feed", 182, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 43, 5 },
-  { "pe_file", 165, _CFFI_F_OPAQUE,
+  { "pe_file", 183, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_file_info", 166, _CFFI_F_CHECK_FIELDS,
+  { "pe_file_info", 184, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 48, 6 },
-  { "pe_layer_run", 169, _CFFI_F_CHECK_FIELDS,
+  { "pe_layer_run", 187, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_layer_run), offsetof(struct _cffi_align__pe_layer_run, y), 54, 10 },
-  { "pe_meta", 170, _CFFI_F_CHECK_FIELDS,
+  { "pe_meta", 188, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 64, 7 },
-  { "pe_sampler", 174, _CFFI_F_OPAQUE,
+  { "pe_sampler", 192, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_sampler_params", 175, _CFFI_F_CHECK_FIELDS,
+  { "pe_sampler_params", 193, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 71, 10 },
-  { "pe_session", 176, _CFFI_F_OPAQUE,
+  { "pe_session", 194, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_tap", 179, _CFFI_F_CHECK_FIELDS,
+  { "pe_tap", 197, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_tap), offsetof(struct _cffi_align__pe_tap, y), 81, 5 },
-  { "pe_tensor_info", 180, _CFFI_F_CHECK_FIELDS,
+  { "pe_tensor_info", 198, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 86, 9 },
-  { "pe_text", 181, _CFFI_F_CHECK_FIELDS,
+  { "pe_text", 199, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_text), offsetof(struct _cffi_align__pe_text, y), 95, 3 },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "pe_dtype", 157, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
+  { "pe_dtype", 175, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
     "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q5_0,PE_DTYPE_Q5_1,PE_DTYPE_Q8_0,PE_DTYPE_Q2_K,"
     "PE_DTYPE_Q3_K,PE_DTYPE_Q4_K,PE_DTYPE_Q5_K,PE_DTYPE_Q6_K,PE_DTYPE_IQ4_NL,PE_DTYPE_IQ4_XS,PE_DTYPE_BF16,"
     "PE_DTYPE_MXFP4" },
-  { "pe_isa", 167, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
+  { "pe_isa", 185, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
     "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX_VNNI,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD,PE_ISA_I8MM" },
-  { "pe_kv_type", 168, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
+  { "pe_kv_type", 186, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
     "PE_KV_AUTO,PE_KV_F32,PE_KV_F16,PE_KV_Q8_0,PE_KV_Q4_0" },
-  { "pe_meta_type", 171, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
+  { "pe_meta_type", 189, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
     "PE_META_U8,PE_META_I8,PE_META_U16,PE_META_I16,PE_META_U32,PE_META_I32,PE_META_F32,PE_META_BOOL,PE_META_STRING,"
     "PE_META_ARRAY,PE_META_U64,PE_META_I64,PE_META_F64" },
-  { "pe_pooling", 172, _cffi_prim_int(sizeof(pe_pooling), ((pe_pooling)-1) <= 0),
+  { "pe_pooling", 190, _cffi_prim_int(sizeof(pe_pooling), ((pe_pooling)-1) <= 0),
     "PE_POOLING_NONE,PE_POOLING_MEAN,PE_POOLING_CLS,PE_POOLING_LAST,PE_POOLING_UNSAID" },
-  { "pe_resident_mode", 173, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
+  { "pe_resident_mode", 191, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
     "PE_RESIDENT_AUTO,PE_RESIDENT_OFF,PE_RESIDENT_ON" },
-  { "pe_status", 177, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
+  { "pe_status", 195, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
     "PE_OK,PE_ERR_ARG,PE_ERR_IO,PE_ERR_FORMAT,PE_ERR_UNSUPPORTED,PE_ERR_NOMEM,PE_ERR_CONTEXT,PE_ERR_NUMERIC,"
     "PE_ERR_CANCELLED" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "pe_dtype", 157 },
-  { "pe_dtype_info", 158 },
-  { "pe_embed_params", 159 },
-  { "pe_engine", 160 },
-  { "pe_engine_info", 161 },
-  { "pe_engine_params", 162 },
-  { "pe_error", 163 },
-  { "pe_feed", 164 },
-  { "pe_file", 165 },
-  { "pe_file_info", 166 },
-  { "pe_isa", 167 },
-  { "pe_kv_type", 168 },
-  { "pe_layer_run", 169 },
-  { "pe_meta", 170 },
-  { "pe_meta_type", 171 },
-  { "pe_pooling", 172 },
-  { "pe_resident_mode", 173 },
-  { "pe_sampler", 174 },
-  { "pe_sampler_params", 175 },
-  { "pe_session", 176 },
-  { "pe_status", 177 },
-  { "pe_tap", 179 },
-  { "pe_tensor_info", 180 },
-  { "pe_text", 181 },
+  { "pe_dtype", 175 },
+  { "pe_dtype_info", 176 },
+  { "pe_embed_params", 177 },
+  { "pe_engine", 178 },
+  { "pe_engine_info", 179 },
+  { "pe_engine_params", 180 },
+  { "pe_error", 181 },
+  { "pe_feed", 182 },
+  { "pe_file", 183 },
+  { "pe_file_info", 184 },
+  { "pe_isa", 185 },
+  { "pe_kv_type", 186 },
+  { "pe_layer_run", 187 },
+  { "pe_meta", 188 },
+  { "pe_meta_type", 189 },
+  { "pe_pooling", 190 },
+  { "pe_resident_mode", 191 },
+  { "pe_sampler", 192 },
+  { "pe_sampler_params", 193 },
+  { "pe_session", 194 },
+  { "pe_status", 195 },
+  { "pe_tap", 197 },
+  { "pe_tensor_info", 198 },
+  { "pe_text", 199 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -3651,12 +3858,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  90,  /* num_globals */
+  92,  /* num_globals */
   17,  /* num_struct_unions */
   7,  /* num_enums */
   24,  /* num_typenames */
   NULL,  /* no includes */
-  186,  /* num_types */
+  205,  /* num_types */
   0,  /* flags */
 };
 

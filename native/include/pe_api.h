@@ -94,6 +94,35 @@ pe_status pe_dtype_describe(pe_dtype_info *out_info, uint32_t dtype, pe_error *e
 pe_status pe_quantize(void *out, uint32_t dtype, const float *weights, uint64_t n_weights,
                       pe_error *err);
 
+/* Encodes rows as dtype, each block with the scales and minimums of least error
+ *
+ *     sum over its weights of importance[column] * (weight - value)^2
+ *
+ * that a search finds; never a larger error than pe_quantize's. Any weights of error, as
+ * llama.cpp's importance matrix holds them: means of a column's squared inputs.
+ * shape    weights[n_rows][n_cols], importance[n_cols] or NULL for all 1; n_cols a
+ *          multiple of the type's block; out has room for the blocks
+ * threads  re-entrant
+ * numeric  the same bytes on every machine. Only ratios of importance count; columns of
+ *          2^-30 of their block's largest, and less, count as that
+ * errors   PE_ERR_ARG for a partial block or an importance below 0, PE_ERR_UNSUPPORTED
+ *          for a type without blocks, PE_ERR_NUMERIC (with the index) for NaN or
+ *          infinity and for a block whose scale leaves fp16 */
+pe_status pe_quantize_weighted(void *out, uint32_t dtype, const float *weights,
+                               const float *importance, uint64_t n_rows, uint64_t n_cols,
+                               pe_error *err);
+
+/* Finds the blocks whose weights are, exactly, values of a grid of dtype (Q4_0, Q4_1, Q5_0,
+ * Q5_1, Q8_0), as those of checkpoints trained for it are: decoding out and rounding to
+ * source, the type that the weights were stored as (F32, F16 or BF16), gives them back.
+ * shape    out has room for the blocks, out_found for one byte each: 1 and the block, or
+ *          0 and a block of zero bytes
+ * threads  re-entrant
+ * errors   PE_ERR_ARG for a partial block or another source, PE_ERR_UNSUPPORTED for other
+ *          types. NaN and infinity lie on no grid */
+pe_status pe_find_lattice(void *out, uint8_t *out_found, uint32_t dtype, uint32_t source,
+                          const float *weights, uint64_t n_weights, pe_error *err);
+
 /* Decodes n_weights weights to float; equals gguf-py's dequantize bit for bit.
  * shape, threads and errors as pe_quantize, without PE_ERR_NUMERIC */
 pe_status pe_dequantize(float *out, uint32_t dtype, const void *blocks, uint64_t n_weights,

@@ -18,6 +18,7 @@ C_LAYERS: dict[str, set[str]] = {
     "ops": {"base", "kernels", "kv", "ops", "pe_dtype.h", "pe_page.h", "pe_strip.h"},
     "model": {"base", "format", "kernels", "kv", "ops", "model"},
     "sample": {"base"},
+    "quantize": {"base", "format", "quantize"},
     "engine": {"base", "format", "kernels", "kv", "ops", "model", "engine"},
 }
 
@@ -52,6 +53,12 @@ PY_LAYERS: list[set[str]] = [
 
 # Modules of pyengine that the converters use.
 CONVERTERS_MAY = {"", "_errors", "_pretokenizers", "_self_test", "_vocabulary"}
+
+# Modules of pyengine and of the converters that the quantizers use.
+QUANTIZERS_MAY = {
+    "pyengine": {"", "_errors"},
+    "converters": {"", "_encode", "_gguf_writer"},
+}
 
 
 def c_violations() -> list[str]:
@@ -92,7 +99,7 @@ def imports(path: Path) -> set[str]:
 
 
 def python_violations() -> list[str]:
-    """Imports of pyengine and converters that point up."""
+    """Imports of pyengine, converters and quantizers that point up."""
     level = {name: i for i, layer in enumerate(PY_LAYERS) for name in layer}
     found = []
     for path in sorted((ROOT / "pyengine").glob("*.py")):
@@ -101,8 +108,8 @@ def python_violations() -> list[str]:
             continue
         for name in imports(path):
             package, _, module = name.partition(".")
-            if package == "converters" and path.stem != "_cli":
-                found.append(f"{path.relative_to(ROOT)}: pyengine may not import converters")
+            if package in ("converters", "quantizers") and path.stem != "_cli":
+                found.append(f"{path.relative_to(ROOT)}: pyengine may not import {package}")
             module = module.partition(".")[0]
             if package == "pyengine" and level.get(module, -1) > level[path.stem]:
                 found.append(f"{path.relative_to(ROOT)}: may not import pyengine.{module}")
@@ -114,6 +121,15 @@ def python_violations() -> list[str]:
             module = module.partition(".")[0]
             if package == "pyengine" and module.startswith("_") and module not in CONVERTERS_MAY:
                 found.append(f"{path.relative_to(ROOT)}: may not import pyengine.{module}")
+            if package == "quantizers":
+                found.append(f"{path.relative_to(ROOT)}: converters may not import quantizers")
+    for path in sorted((ROOT / "quantizers").glob("*.py")):
+        for name in imports(path):
+            package, _, module = name.partition(".")
+            module = module.partition(".")[0]
+            allowed = QUANTIZERS_MAY.get(package)
+            if allowed is not None and module.startswith("_") and module not in allowed:
+                found.append(f"{path.relative_to(ROOT)}: may not import {package}.{module}")
     return found
 
 

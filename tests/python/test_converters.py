@@ -312,7 +312,7 @@ def test_pieces_do_not_show(make: Maker, monkeypatch: pytest.MonkeyPatch) -> Non
     """Whatever the piece size, the bytes are the same; also the file is deterministic."""
     folder = make()
     converters.convert(folder, folder.parent / "a.gguf", dtype="q4_0")
-    monkeypatch.setattr("converters._convert._PIECE_BYTES", 4 * WIDTH * 20)
+    monkeypatch.setattr("converters._pieces._PIECE_BYTES", 4 * WIDTH * 20)
     converters.convert(folder, folder.parent / "b.gguf", dtype="q4_0")
     assert (folder.parent / "a.gguf").read_bytes() == (folder.parent / "b.gguf").read_bytes()
 

@@ -445,7 +445,11 @@ def test_a_model_in_a_folder_of_its_own_is_found(converted: Converted, tmp_path:
         ("bert", {"type_vocab_size": 3}, "expected shape .3, 32. as .* says, found .2, 32."),
         ("bert", {"num_hidden_layers": 1}, "expected only tensors of this architecture"),
         ("bert", {"num_hidden_layers": 3}, "expected shape .*, found no such tensor"),
-        ("bert", {"quantization_config": {"quant_method": "x"}}, "found quant_method 'x'"),
+        (
+            "bert",
+            {"quantization_config": {"quant_method": "x"}},
+            r"quant_method: expected weights .*found 'x'",
+        ),
         ("nomic", {"moe_every_n_layers": 2}, "moe_every_n_layers: expected 0"),
         ("nomic", {"activation_function": "gelu"}, "activation_function: expected 'swiglu'"),
         ("nomic", {"head_dim": 4}, "head_dim: expected 8"),

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from quantized import GPTQ, Source, packing
 
 import converters
 from converters import _hub
@@ -189,3 +190,17 @@ def test_nothing_is_fetched_for_a_file_that_is_there(
     assert main(["hf:o/n"]) == 1
     assert hub.asked == []
     assert (tmp_path / "n-q4_0.gguf").read_text() == "mine"
+
+
+def test_a_file_is_named_after_what_the_fetched_config_says(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["hf:o/n", "-q"]) == 0
+    with Engine(tmp_path / "n-q4_0.gguf", n_threads=1) as engine:
+        assert engine.file.metadata["general.name"] == "n"
+    (tmp_path / "n-q4_0.gguf").unlink()
+    Source(GPTQ, packing("gptq")).save(tmp_path / "hub" / "remote")
+    assert main(["hf:o/n", "-q"]) == 0
+    with Engine(tmp_path / "n-auto.gguf", n_threads=1) as engine:
+        assert engine.file.metadata["general.name"] == "n"

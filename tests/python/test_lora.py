@@ -210,7 +210,7 @@ def test_pieces_of_a_matrix_are_merged_alike(
 ) -> None:
     adapter = write_adapter(tmp_path / "tuned")
     converters.convert(base, tmp_path / "whole.gguf", dtype="f32", lora=adapter)
-    monkeypatch.setattr("converters._convert._PIECE_BYTES", 4 * WIDTH * 5)
+    monkeypatch.setattr("converters._pieces._PIECE_BYTES", 4 * WIDTH * 5)
     converters.convert(base, tmp_path / "pieces.gguf", dtype="f32", lora=adapter)
     assert (tmp_path / "whole.gguf").read_bytes() == (tmp_path / "pieces.gguf").read_bytes()
 

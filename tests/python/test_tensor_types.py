@@ -164,7 +164,7 @@ def test_a_pattern_that_fits_no_matrix_is_refused(
     assert not out.exists()
 
 
-@pytest.mark.parametrize("name", ["q7_k", "", "q8_1", 5, None])
+@pytest.mark.parametrize("name", ["q7_k", "", "q8_1", 5, ()])
 def test_an_unknown_type_is_refused_by_name(folder: Path, tmp_path: Path, name: Any) -> None:
     with pytest.raises(ArgumentError, match=r"dtype: expected one of f32, .*, found"):
         converters.convert(folder, tmp_path / "out.gguf", dtype=name)

@@ -2,6 +2,7 @@
 
 #include <math.h>
 
+#include "pe_bits.h"
 #include "pe_math.h"
 
 static const int8_t MXFP4_VALUES[16] = {PE_MXFP4_VALUES};
@@ -39,19 +40,6 @@ static void range(float *out_min, float *out_max, const float *x) {
     }
 }
 
-static void put_nibbles(uint8_t *out, const uint8_t *q) {
-    for (size_t i = 0; i < PE_BLOCK / 2; i++) {
-        out[i] = (uint8_t)((q[i] & 15) | (q[i + PE_BLOCK / 2] & 15) << 4);
-    }
-}
-
-static void put_fifth_bits(uint8_t *out, const uint8_t *q) {
-    memset(out, 0, PE_BLOCK / 8);
-    for (size_t i = 0; i < PE_BLOCK; i++) {
-        out[i / 8] |= (uint8_t)((q[i] >> 4) << (i % 8));
-    }
-}
-
 /* ---- scale alone ------------------------------------------------------ */
 
 /* Integers 0..2 half - 1 around half, and the scale: the largest magnitude maps to
@@ -69,7 +57,7 @@ bool pe_pack_q4_0(void *out, const float *x) {
     pe_block_q4_0 *block = out;
     uint8_t q[PE_BLOCK];
     const float d = around(q, x, 8);
-    put_nibbles(block->q, q);
+    pe_bits_put_nibbles(block->q, q);
     return pe_pack_f16(&block->d, d);
 }
 
@@ -77,8 +65,8 @@ bool pe_pack_q5_0(void *out, const float *x) {
     pe_block_q5_0 *block = out;
     uint8_t q[PE_BLOCK];
     const float d = around(q, x, 16);
-    put_nibbles(block->low, q);
-    put_fifth_bits(block->high, q);
+    pe_bits_put_nibbles(block->low, q);
+    pe_bits_put_fifth(block->high, q);
     return pe_pack_f16(&block->d, d);
 }
 
@@ -120,7 +108,7 @@ bool pe_pack_mxfp4(void *out, const float *x) {
             }
         }
     }
-    put_nibbles(block->q, q);
+    pe_bits_put_nibbles(block->q, q);
     return true;
 }
 
@@ -143,7 +131,7 @@ bool pe_pack_q4_1(void *out, const float *x) {
     uint8_t q[PE_BLOCK];
     float min;
     const float d = above(q, &min, x, 15);
-    put_nibbles(block->q, q);
+    pe_bits_put_nibbles(block->q, q);
     const bool d_fits = pe_pack_f16(&block->d, d);
     const bool m_fits = pe_pack_f16(&block->m, min);
     return d_fits && m_fits;
@@ -154,8 +142,8 @@ bool pe_pack_q5_1(void *out, const float *x) {
     uint8_t q[PE_BLOCK];
     float min;
     const float d = above(q, &min, x, 31);
-    put_nibbles(block->low, q);
-    put_fifth_bits(block->high, q);
+    pe_bits_put_nibbles(block->low, q);
+    pe_bits_put_fifth(block->high, q);
     const bool d_fits = pe_pack_f16(&block->d, d);
     const bool m_fits = pe_pack_f16(&block->m, min);
     return d_fits && m_fits;

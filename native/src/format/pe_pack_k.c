@@ -2,36 +2,12 @@
  * integers, and the weights once more to what these stand for. */
 #include <math.h>
 
+#include "pe_bits.h"
 #include "pe_fit.h"
 #include "pe_pack.h"
 
 #define N_HALVES (PE_SUPER_BLOCK / 16)  // sub-blocks of 16 weights
 #define N_UNITS (PE_SUPER_BLOCK / PE_BLOCK)
-
-/* Two bits of each weight, four units to a byte. */
-static void put_low_bits(uint8_t *out, const uint8_t *q) {
-    for (size_t i = 0; i < PE_SUPER_BLOCK / 4; i++) {
-        const uint8_t *first = q + i / 32 * 128 + i % 32;
-        out[i] = (uint8_t)((first[0] & 3) | (first[32] & 3) << 2 | (first[64] & 3) << 4 |
-                           (first[96] & 3) << 6);
-    }
-}
-
-/* Bit `bit` of each weight, that of unit u as bit u of its byte. */
-static void put_high_bit(uint8_t *out, const uint8_t *q, int bit) {
-    memset(out, 0, PE_BLOCK);
-    for (size_t i = 0; i < PE_SUPER_BLOCK; i++) {
-        out[i % PE_BLOCK] |= (uint8_t)((q[i] >> bit & 1) << (i / PE_BLOCK));
-    }
-}
-
-/* The low four bits of each weight, two units to a byte. */
-static void put_nibbles(uint8_t *out, const uint8_t *q) {
-    for (size_t i = 0; i < PE_SUPER_BLOCK / 2; i++) {
-        const uint8_t *first = q + i / 32 * 64 + i % 32;
-        out[i] = (uint8_t)((first[0] & 15) | (first[32] & 15) << 4);
-    }
-}
 
 /* The scale of largest magnitude; NaN if one is no number. */
 static float widest(const float *scale, size_t n) {
@@ -93,7 +69,7 @@ bool pe_pack_q2_k(void *out, const float *x) {
         const float m = pe_f16_to_f32(block->dmin) * (float)(block->scale[j] >> 4);
         round_again(q + 16 * j, x + 16 * j, 16, d, m, 0, 3);
     }
-    put_low_bits(block->q, q);
+    pe_bits_put_pairs(block->q, q);
     return d_fits && m_fits;
 }
 
@@ -121,25 +97,19 @@ static bool fit_units(uint8_t *q, pe_f16 *out_d, pe_f16 *out_dmin, uint8_t *pack
     const float inverse_min = max_min > 0.0f ? 63.0f / max_min : 0.0f;
     const bool d_fits = pe_pack_f16(out_d, max_scale / 63.0f);
     const bool m_fits = pe_pack_f16(out_dmin, max_min / 63.0f);
-    memset(packed, 0, 12);
+    uint8_t sc[N_UNITS];
+    uint8_t mn[N_UNITS];
     for (size_t u = 0; u < N_UNITS; u++) {
         // Through 8 bits, as the format's own encoder: a scale just below 0 becomes 63.
         const uint8_t wide_scale = (uint8_t)pe_fit_nearest(inverse_scale * scale[u]);
         const uint8_t wide_min = (uint8_t)pe_fit_nearest(inverse_min * min[u]);
-        const uint8_t sc = PE_MIN(wide_scale, 63);
-        const uint8_t mn = PE_MIN(wide_min, 63);
-        if (u < 4) {
-            packed[u] |= sc;
-            packed[u + 4] |= mn;
-        } else {
-            packed[u + 4] |= (uint8_t)((sc & 15) | (mn & 15) << 4);
-            packed[u - 4] |= (uint8_t)((sc >> 4) << 6);
-            packed[u] |= (uint8_t)((mn >> 4) << 6);
-        }
-        const float d = pe_f16_to_f32(*out_d) * (float)sc;
-        const float m = pe_f16_to_f32(*out_dmin) * (float)mn;
+        sc[u] = PE_MIN(wide_scale, 63);
+        mn[u] = PE_MIN(wide_min, 63);
+        const float d = pe_f16_to_f32(*out_d) * (float)sc[u];
+        const float m = pe_f16_to_f32(*out_dmin) * (float)mn[u];
         round_again(q + u * PE_BLOCK, x + u * PE_BLOCK, PE_BLOCK, d, m, 0, plan->top);
     }
+    pe_bits_put_q4_k_scales(packed, sc, mn);
     return d_fits && m_fits;
 }
 
@@ -148,7 +118,7 @@ bool pe_pack_q4_k(void *out, const float *x) {
     pe_block_q4_k *block = out;
     uint8_t q[PE_SUPER_BLOCK];
     const bool fits = fit_units(q, &block->d, &block->dmin, block->scale, x, &plan);
-    put_nibbles(block->q, q);
+    pe_bits_put_unit_nibbles(block->q, q);
     return fits;
 }
 
@@ -157,8 +127,8 @@ bool pe_pack_q5_k(void *out, const float *x) {
     pe_block_q5_k *block = out;
     uint8_t q[PE_SUPER_BLOCK];
     const bool fits = fit_units(q, &block->d, &block->dmin, block->scale, x, &plan);
-    put_nibbles(block->low, q);
-    put_high_bit(block->high, q, 4);
+    pe_bits_put_unit_nibbles(block->low, q);
+    pe_bits_put_one(block->high, q, 4);
     return fits;
 }
 
@@ -173,34 +143,20 @@ bool pe_pack_q3_k(void *out, const float *x) {
     }
     const float max = widest(scale, N_HALVES);
     const float inverse = -32.0f / max;
-    memset(block->scale, 0, sizeof block->scale);
+    int8_t sc[N_HALVES];
     const bool fits = pe_pack_f16(&block->d, max != 0.0f ? 1.0f / inverse : 0.0f);
     for (size_t j = 0; j < N_HALVES; j++) {
-        int sc = -32;  // all bits 0
+        sc[j] = -32;  // all bits 0
         if (max != 0.0f) {
-            sc = pe_fit_hold((int8_t)pe_fit_nearest(inverse * scale[j]), -32, 31);
+            sc[j] = (int8_t)pe_fit_hold((int8_t)pe_fit_nearest(inverse * scale[j]), -32, 31);
         }
-        block->scale[j % 8] |= (uint8_t)(((sc + 32) & 15) << (4 * (j / 8)));
-        block->scale[8 + j % 4] |= (uint8_t)((sc + 32) >> 4 << (2 * (j / 4)));
-        const float d = pe_f16_to_f32(block->d) * (float)sc;
+        const float d = pe_f16_to_f32(block->d) * (float)sc[j];
         round_again(q + 16 * j, x + 16 * j, 16, d, 0.0f, -4, 3);
     }
-    put_high_bit(block->high, q, 2);
-    put_low_bits(block->low, q);
+    pe_bits_put_q3_k_scales(block->scale, sc);
+    pe_bits_put_one(block->high, q, 2);
+    pe_bits_put_pairs(block->low, q);
     return fits;
-}
-
-static void put_q6(pe_block_q6_k *block, const uint8_t *q) {
-    for (size_t half = 0; half < 2; half++) {
-        for (size_t i = 0; i < 32; i++) {
-            const uint8_t *first = q + 128 * half + i;
-            uint8_t *low = block->low + 64 * half + i;
-            low[0] = (uint8_t)((first[0] & 15) | (first[64] & 15) << 4);
-            low[32] = (uint8_t)((first[32] & 15) | (first[96] & 15) << 4);
-            block->high[32 * half + i] = (uint8_t)(first[0] >> 4 | first[32] >> 4 << 2 |
-                                                   first[64] >> 4 << 4 | first[96] >> 4 << 6);
-        }
-    }
 }
 
 bool pe_pack_q6_k(void *out, const float *x) {
@@ -223,6 +179,6 @@ bool pe_pack_q6_k(void *out, const float *x) {
         const float d = pe_f16_to_f32(block->d) * (float)block->scale[j];
         round_again(q + 16 * j, x + 16 * j, 16, d, 0.0f, -32, 31);
     }
-    put_q6(block, q);
+    pe_bits_put_q6_k(block, q);
     return fits;
 }
