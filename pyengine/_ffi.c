@@ -3947,6 +3947,7 @@ static void _cffi_checkfld__pe_tap(pe_tap *p)
   (void)p;
   (void)((p->tensor) | 0);  /* check that 'pe_tap.tensor' is an integer */
   { float * *tmp = &p->rows; (void)tmp; }
+  { float * *tmp = &p->residual; (void)tmp; }
   { double * *tmp = &p->sums; (void)tmp; }
   { uint64_t * *tmp = &p->counts; (void)tmp; }
   (void)((p->order) | 0);  /* check that 'pe_tap.order' is an integer */
@@ -4366,6 +4367,9 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "rows", offsetof(pe_tap, rows),
             sizeof(((pe_tap *)0)->rows),
             _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "residual", offsetof(pe_tap, residual),
+                sizeof(((pe_tap *)0)->residual),
+                _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "sums", offsetof(pe_tap, sums),
             sizeof(((pe_tap *)0)->sums),
             _CFFI_OP(_CFFI_OP_NOOP, 211) },
@@ -4447,11 +4451,11 @@ static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
   { "pe_session", 235, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
   { "pe_tap", 238, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_tap), offsetof(struct _cffi_align__pe_tap, y), 92, 5 },
+    sizeof(pe_tap), offsetof(struct _cffi_align__pe_tap, y), 92, 6 },
   { "pe_tensor_info", 239, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 97, 9 },
+    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 98, 9 },
   { "pe_text", 240, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_text), offsetof(struct _cffi_align__pe_text, y), 106, 3 },
+    sizeof(pe_text), offsetof(struct _cffi_align__pe_text, y), 107, 3 },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {

@@ -28,6 +28,8 @@ class Tap:
             seen as the head.
         rows: Filled with the inputs of the run's tokens, ``[n_tokens, n_cols]``, or None. Not of
             stacked matrices (experts).
+        residual: Filled with the residual stream as it stands then, ``[n_tokens, d_model]``, or
+            None.
         sums: Squares of inputs are added, float64 ``[n_stacked, n_cols]``, or None.
         counts: Tokens are added, uint64 ``[n_stacked]``, beside ``sums``.
         order: 0 for a matrix that the run did not multiply with, else 1 for the first
@@ -36,6 +38,7 @@ class Tap:
 
     tensor: int
     rows: Floats | None = None
+    residual: Floats | None = None
     sums: npt.NDArray[np.float64] | None = None
     counts: npt.NDArray[np.uint64] | None = None
     order: int = field(default=0, init=False)
@@ -72,7 +75,8 @@ def run_layers(
             then behind the last layer run, or behind the last norm.
         logits: ``[n_tokens, n_vocab]`` to be filled, with the head only.
         taps: What to watch.
-        ends_with_taps: Stop when every tap has seen its product; ``x`` is undefined then.
+        ends_with_taps: Stop when every tap has seen its product; ``x`` is then the
+            residual stream as it stood.
         cancel: Stops the call from another thread.
 
     Raises:
@@ -97,6 +101,7 @@ def run_layers(
         stacked = int(np.prod(shape[:-2], dtype=np.int64))
         for what, array, wanted in (
             ("rows", tap.rows, (len(tokens), shape[-1])),
+            ("residual", tap.residual, (len(tokens), engine.info.d_model)),
             ("sums", tap.sums, (stacked, shape[-1])),
             ("counts", tap.counts, (stacked,)),
         ):
@@ -106,6 +111,7 @@ def run_layers(
             raise ArgumentError("tap: expected sums and counts together, found one of them")
         each.tensor = tap.tensor
         each.rows = _pointer(tap.rows, "float *")
+        each.residual = _pointer(tap.residual, "float *")
         each.sums = _pointer(tap.sums, "double *")
         each.counts = _pointer(tap.counts, "uint64_t *")
     run = ffi.new("pe_layer_run *")

@@ -427,6 +427,7 @@ typedef struct pe_tap {
     uint32_t tensor;   // index in the file, of a matrix; of the token embedding: as the head
     float *rows;       // the caller's, or NULL: [n_tokens][n_cols], inputs of the run's tokens in
                        // order; not written for stacked matrices (experts)
+    float *residual;   // the caller's, or NULL: [n_tokens][d_model], the residual stream then
     double *sums;      // the caller's, or NULL: [n_stacked][n_cols], squares are added
     uint64_t *counts;  // beside sums: [n_stacked], tokens are added
     uint32_t order;    // out: 0: never multiplied, else 1 for the first product of those tapped,
@@ -445,7 +446,8 @@ typedef struct pe_layer_run {
     float *logits;  // the caller's [n_tokens][n_vocab] for n_layers + 1, or NULL
     pe_tap *taps;
     uint32_t n_taps;
-    uint32_t ends_with_taps;  // 1: over when every tap has seen its product; x is undefined then
+    uint32_t ends_with_taps;  // 1: over when every tap has seen its product; x is then the residual
+                              // stream as it stood
 } pe_layer_run;
 
 /* Runs layers over a text from position 0; the session must be empty and is empty again after

@@ -564,7 +564,10 @@ static pe_status place_taps(pe_taps *out, const pe_engine *engine, const pe_laye
 static pe_status run_layers(pe_session *session, const pe_layer_run *run, const int32_t *cancel,
                             pe_error *err) {
     pe_engine *engine = session->engine;
-    pe_taps taps = {.n_places = run->n_taps, .end_run = run->ends_with_taps != 0};
+    pe_taps taps = {.n_places = run->n_taps,
+                    .x = engine->scratch.x,
+                    .d_model = engine->model.hparams.d_model,
+                    .end_run = run->ends_with_taps != 0};
     taps.places = pe_mem_zalloc(run->n_taps, sizeof *taps.places);
     if (taps.places == NULL) {
         return pe_fail(err, PE_ERR_NOMEM, "layers: no memory for %u taps", run->n_taps);

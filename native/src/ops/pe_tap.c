@@ -47,6 +47,10 @@ static void see(pe_taps *taps, const pe_product *products, size_t n_products, co
             memcpy(tap->rows + taps->n_before * acts->n_k, acts->f32,
                    acts->n_cols * acts->n_k * sizeof *acts->f32);
         }
+        if (tap->residual != NULL && firsts == NULL) {
+            memcpy(tap->residual + taps->n_before * taps->d_model, taps->x,
+                   acts->n_cols * taps->d_model * sizeof *taps->x);
+        }
         for (uint32_t m = 0; tap->sums != NULL && m < n_matrices; m++) {
             const size_t first = firsts != NULL ? firsts[m] : 0;
             const size_t end = firsts != NULL ? firsts[m + 1] : acts->n_cols;

@@ -21,6 +21,8 @@ typedef struct pe_taps {
     uint32_t n_unseen;  // in this pass
     uint32_t n_orders;  // products so far that any tap saw
     uint64_t n_before;  // tokens of the run in earlier passes
+    const float *x;     // [n_cols of the pass][d_model], the residual stream
+    uint64_t d_model;
     bool end_run;       // a pass ends when all have seen what they look for
 } pe_taps;
 
