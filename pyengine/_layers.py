@@ -97,12 +97,12 @@ def run_layers(
     tensors = engine.file.tensors
     raw = ffi.new("pe_tap[]", len(taps))
     for each, tap in zip(raw, taps, strict=True):
-        shape = tensors[tap.tensor].shape
-        stacked = int(np.prod(shape[:-2], dtype=np.int64))
+        tensor_shape = tensors[tap.tensor].shape
+        stacked = int(np.prod(tensor_shape[:-2], dtype=np.int64))
         for what, array, wanted in (
-            ("rows", tap.rows, (len(tokens), shape[-1])),
+            ("rows", tap.rows, (len(tokens), tensor_shape[-1])),
             ("residual", tap.residual, (len(tokens), engine.info.d_model)),
-            ("sums", tap.sums, (stacked, shape[-1])),
+            ("sums", tap.sums, (stacked, tensor_shape[-1])),
             ("counts", tap.counts, (stacked,)),
         ):
             if array is not None and array.shape != wanted:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,26 @@ class Weights:
         tensor = ffi.new("pe_tensor_info *")
         call(lib.pe_file_tensor, tensor, self.file.handle, self.index[name])
         return np.frombuffer(ffi.buffer(tensor.data, tensor.n_bytes), np.uint8)
+
+    def code(self, name: str) -> int:
+        """The number of a tensor's type in the file."""
+        tensor = ffi.new("pe_tensor_info *")
+        call(lib.pe_file_tensor, tensor, self.file.handle, self.index[name])
+        return int(tensor.dtype)
+
+    def metadata(self) -> Iterator[tuple[bytes, bytes]]:
+        """Keys and values as the file has them, type and all."""
+        meta = ffi.new("pe_meta *")
+        for i in range(len(self.file.metadata)):
+            call(lib.pe_file_meta, meta, self.file.handle, i)
+            key = bytes(ffi.buffer(meta.key, meta.key_bytes))
+            data = bytes(ffi.buffer(meta.data, meta.n_bytes))
+            head = struct.pack("<I", meta.type)
+            if meta.type == lib.PE_META_ARRAY:
+                head += struct.pack("<IQ", meta.item_type, meta.n_items)
+            elif meta.type == lib.PE_META_STRING:
+                head += struct.pack("<Q", meta.n_bytes)
+            yield key, head + data
 
     def floats(self, name: str, first: int = 0, n: int | None = None) -> Floats:
         """Rows of a tensor, those of stacked matrices one behind the other.

@@ -23,15 +23,14 @@ typedef struct pe_taps {
     uint64_t n_before;  // tokens of the run in earlier passes
     const float *x;     // [n_cols of the pass][d_model], the residual stream
     uint64_t d_model;
-    bool end_run;       // a pass ends when all have seen what they look for
+    bool end_run;  // a pass ends when all have seen what they look for
 } pe_taps;
 
 /* Begins a pass behind n_before tokens of the run. */
 void pe_taps_begin(pe_taps *taps, uint64_t n_before);
 
 /* Shows products of the same activations to the taps; taps may be NULL. */
-void pe_taps_see(pe_taps *taps, const pe_product *products, size_t n_products,
-                 const pe_acts *acts);
+void pe_taps_see(pe_taps *taps, const pe_product *products, size_t n_products, const pe_acts *acts);
 
 /* The same of stacked matrices: the columns of matrix m are those from firsts[m] to
  * firsts[m + 1], in no order of tokens, so that they are summed up but never copied. */

@@ -46,8 +46,8 @@ static void add_tile(const gram_job *job, uint64_t y0, uint64_t x0) {
     float tile[TILE * TILE];
     const uint64_t n_y = PE_MIN(TILE, job->n_y - y0);
     const uint64_t n_x = PE_MIN(TILE, job->n_x - x0);
-    pe_dot_rows(job->q, tile, TILE, job->xt + x0 * RUN_ROWS, RUN_ROWS, n_x,
-                job->yt + y0 * RUN_ROWS, RUN_ROWS, n_y, job->n_run);
+    pe_dot_rows(job->q, tile, TILE, job->xt + x0 * RUN_ROWS, RUN_ROWS, n_x, job->yt + y0 * RUN_ROWS,
+                RUN_ROWS, n_y, job->n_run);
     for (uint64_t i = 0; i < n_y; i++) {
         for (uint64_t j = 0; j < n_x; j++) {
             job->sums[(y0 + i) * job->n_x + x0 + j] += tile[i * TILE + j];

@@ -23,9 +23,9 @@ struct pe_quantizer {
 #define PE_SOLVE_ROWS 64u
 
 /* out[c][r] = dot of row r of a and row c of b, of n numbers each; strides in floats. */
-static inline void pe_dot_rows(const pe_quantizer *q, float *out, size_t out_stride,
-                               const float *a, size_t a_stride, size_t n_a, const float *b,
-                               size_t b_stride, size_t n_b, size_t n) {
+static inline void pe_dot_rows(const pe_quantizer *q, float *out, size_t out_stride, const float *a,
+                               size_t a_stride, size_t n_a, const float *b, size_t b_stride,
+                               size_t n_b, size_t n) {
     q->kernels.matmul[PE_DTYPE_F32](out, out_stride, a, a_stride * sizeof *a, n_a, b,
                                     b_stride * sizeof *b, n_b, n);
 }

@@ -103,8 +103,8 @@ static void round_rows(const round_job *job, room *at, uint64_t first_row, uint6
             feed(job, at, fed, first, UNIT, n_rows);
             for (uint64_t i = 0; i < n_rows; i++) {
                 round_unit(job, row_of(job, first_row + i), at->errors + i * n_cols,
-                           at->levels + i * n_cols, &at->grids[i * (n_cols / n) + block],
-                           fed + i, first, in_block);
+                           at->levels + i * n_cols, &at->grids[i * (n_cols / n) + block], fed + i,
+                           first, in_block);
             }
         }
     }
@@ -223,8 +223,7 @@ static void measure(const round_job *job, double *sums, const float *x, uint64_t
     }
 }
 
-static void encode_rows(const round_job *job, const room *at, uint64_t first_row,
-                        uint64_t n_rows) {
+static void encode_rows(const round_job *job, const room *at, uint64_t first_row, uint64_t n_rows) {
     const uint64_t n_cols = job->r->n_cols;
     const uint64_t n_blocks = n_cols / job->blank.n_weights;
     uint8_t *out = (uint8_t *)job->r->out + first_row * n_blocks * job->block_bytes;
