@@ -106,7 +106,7 @@ class Choice:
         unused = dict.fromkeys(self._patterns)
         for item in mapped:
             wanted = self._wanted(item, unused, checkpoint, fits)
-            written = _with_whole_blocks(wanted, item.shape[-1])
+            written = with_whole_blocks(wanted, item.shape[-1])
             if written is not wanted:
                 reason = f"rows of {item.shape[-1]} weights are not whole blocks of {wanted.block}"
                 fallbacks.append(Fallback(item.target, wanted.name, written.name, reason))
@@ -184,7 +184,13 @@ def _example(mapped: list[Mapped]) -> str:
     return next((item.target for item in reversed(mapped) if not _is_float(item)), "")
 
 
-def _with_whole_blocks(kind: TensorType, columns: int) -> TensorType:
+def kept_at_8_bits(name: str) -> bool:
+    """Whether a tensor is one where few bits cost most."""
+    return name in _KEPT_AT_8_BITS
+
+
+def with_whole_blocks(kind: TensorType, columns: int) -> TensorType:
+    """The type, or one of smaller blocks where rows are not whole blocks of it."""
     for candidate in (kind, _SMALLER.get(kind.name, kind)):
         if columns % candidate.block == 0:
             return candidate

@@ -1,4 +1,4 @@
-"""The command line: run, chat, embed, bench, eval, inspect, convert.
+"""The command line: run, chat, embed, bench, eval, inspect, convert, quantize.
 
 Errors end in one line on stderr: exit code 2 for wrong usage, 1 for everything else that
 went wrong, 130 after Ctrl-C. Text goes to stdout, all else to stderr.
@@ -423,6 +423,19 @@ def _convert(arguments: tuple[str, ...]) -> int:
     from converters.__main__ import main as convert_main
 
     return convert_main(list(arguments), prog_name="pyengine convert")
+
+
+@_group.command(
+    "quantize",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def _quantize(arguments: tuple[str, ...]) -> int:
+    """Writes a GGUF file in fewer bits; see `pyengine quantize --help`."""
+    from quantizers.__main__ import main as quantize_main
+
+    return int(quantize_main(list(arguments), prog_name="pyengine quantize") or 0)
 
 
 # ---- entry ----

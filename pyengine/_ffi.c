@@ -583,199 +583,252 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // float *
-/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 165), // float const *
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 84), // float *
+/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 84), // float const *
 /*  3 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t const *
 /*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
 /*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 173), // pe_error *
+/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 220), // pe_error *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
 /*  9 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 10 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 192), // void const *
+/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 245), // void const *
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 13 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
-/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 168), // pe_dtype_info *
+/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
+/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 215), // pe_dtype_info *
 /* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 18 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
+/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
 /* 21 */ _CFFI_OP(_CFFI_OP_POINTER, 27), // pe_engine * *
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // pe_file *
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 172), // pe_engine_params const *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 222), // pe_file *
+/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 219), // pe_engine_params const *
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
-/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 170), // pe_engine *
-/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 174), // pe_feed const *
+/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
+/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 217), // pe_engine *
+/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 221), // pe_feed const *
 /* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 166), // int32_t const *
+/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 213), // int32_t const *
 /* 31 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_engine *, pe_text const *, uint32_t, pe_embed_params const *, int32_t const *, pe_error *)
+/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_engine *, pe_text const *, uint32_t, pe_embed_params const *, int32_t const *, pe_error *)
 /* 34 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 188), // pe_text const *
+/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 240), // pe_text const *
 /* 36 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 169), // pe_embed_params const *
+/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 216), // pe_embed_params const *
 /* 38 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
 /* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_file * *, char const *, pe_error *)
+/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_file * *, char const *, pe_error *)
 /* 42 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // pe_file * *
-/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 162), // char const *
+/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 208), // char const *
 /* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_file const *, pe_error *)
-/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 175), // pe_file const *
+/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_file const *, pe_error *)
+/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 222), // pe_file const *
 /* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
-/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 179), // pe_meta *
+/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 227), // pe_meta *
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
 /* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
-/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 65), // pe_sampler * *
-/* 58 */ _CFFI_OP(_CFFI_OP_POINTER, 184), // pe_sampler_params const *
-/* 59 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
-/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 61 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 62 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 63 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 64 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
-/* 65 */ _CFFI_OP(_CFFI_OP_POINTER, 183), // pe_sampler *
-/* 66 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
-/* 67 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 69 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 70 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_session * *, pe_engine *, pe_error *)
-/* 72 */ _CFFI_OP(_CFFI_OP_POINTER, 78), // pe_session * *
-/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 75 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 76 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_session * *, pe_session *, pe_error *)
-/* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 72),
-/* 78 */ _CFFI_OP(_CFFI_OP_POINTER, 185), // pe_session *
-/* 79 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 81 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_session *, uint32_t, pe_error *)
-/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
-/* 83 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 84 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 86 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
-/* 87 */ _CFFI_OP(_CFFI_OP_POINTER, 187), // pe_tensor_info *
-/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
-/* 89 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 90 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 91 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
-/* 93 */ _CFFI_OP(_CFFI_OP_NOOP, 66),
-/* 94 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 95 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 97 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 98 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(void *, uint32_t, float const *, float const *, uint64_t, uint64_t, pe_error *)
-/* 101 */ _CFFI_OP(_CFFI_OP_POINTER, 192), // void *
-/* 102 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer * *, uint32_t, uint32_t, pe_error *)
+/* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 63), // pe_quantizer * *
+/* 58 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 59 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 61 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, float *, float const *, float const *, uint64_t, uint64_t, uint64_t, pe_error *)
+/* 63 */ _CFFI_OP(_CFFI_OP_POINTER, 230), // pe_quantizer *
+/* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 66 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 67 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 68 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, float *, float const *, uint64_t, uint64_t, pe_error *)
+/* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
+/* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, float *, uint64_t, float, float *, pe_error *)
+/* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
+/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 83 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 84 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
+/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, pe_rounding *, pe_error *)
+/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
+/* 90 */ _CFFI_OP(_CFFI_OP_POINTER, 232), // pe_rounding *
+/* 91 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
+/* 94 */ _CFFI_OP(_CFFI_OP_POINTER, 102), // pe_sampler * *
+/* 95 */ _CFFI_OP(_CFFI_OP_POINTER, 234), // pe_sampler_params const *
+/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
+/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 98 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
+/* 102 */ _CFFI_OP(_CFFI_OP_POINTER, 233), // pe_sampler *
+/* 103 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
 /* 104 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 105 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 106 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 107 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
-/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 101),
-/* 111 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 112 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 113 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION, 186), // pe_status()(void *, uint8_t *, uint32_t, uint32_t, float const *, uint64_t, pe_error *)
-/* 117 */ _CFFI_OP(_CFFI_OP_NOOP, 101),
-/* 118 */ _CFFI_OP(_CFFI_OP_POINTER, 191), // uint8_t *
-/* 119 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 120 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 122 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 125 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
-/* 126 */ _CFFI_OP(_CFFI_OP_POINTER, 185), // pe_session const *
-/* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
-/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 130 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
-/* 131 */ _CFFI_OP(_CFFI_OP_POINTER, 183), // pe_sampler const *
-/* 132 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 133 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_engine *)
-/* 134 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 136 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_engine_info *, pe_engine *)
-/* 137 */ _CFFI_OP(_CFFI_OP_POINTER, 171), // pe_engine_info *
-/* 138 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 139 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 140 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_file *)
-/* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 105 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session * *, pe_engine *, pe_error *)
+/* 109 */ _CFFI_OP(_CFFI_OP_POINTER, 115), // pe_session * *
+/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session * *, pe_session *, pe_error *)
+/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 109),
+/* 115 */ _CFFI_OP(_CFFI_OP_POINTER, 235), // pe_session *
+/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session *, pe_layer_run const *, int32_t const *, pe_error *)
+/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 115),
+/* 120 */ _CFFI_OP(_CFFI_OP_POINTER, 226), // pe_layer_run const *
+/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
+/* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session *, uint32_t, pe_error *)
+/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 115),
+/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
+/* 130 */ _CFFI_OP(_CFFI_OP_POINTER, 239), // pe_tensor_info *
+/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 132 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
+/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 103),
+/* 137 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 138 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 139 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 140 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_file_info *, pe_file const *)
-/* 144 */ _CFFI_OP(_CFFI_OP_POINTER, 176), // pe_file_info *
-/* 145 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
-/* 146 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 147 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_sampler *)
-/* 148 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
-/* 149 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_sampler *, uint32_t)
-/* 151 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
-/* 152 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 153 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 154 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_sampler *, uint64_t)
-/* 155 */ _CFFI_OP(_CFFI_OP_NOOP, 65),
+/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(void *, uint32_t, float const *, float const *, uint64_t, uint64_t, pe_error *)
+/* 144 */ _CFFI_OP(_CFFI_OP_POINTER, 245), // void *
+/* 145 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 146 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 147 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 148 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 149 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 150 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
+/* 153 */ _CFFI_OP(_CFFI_OP_NOOP, 144),
+/* 154 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 155 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 156 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 157 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 158 */ _CFFI_OP(_CFFI_OP_FUNCTION, 192), // void()(pe_session *)
-/* 159 */ _CFFI_OP(_CFFI_OP_NOOP, 78),
-/* 160 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 161 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
-/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 163 */ _CFFI_OP(_CFFI_OP_ARRAY, 162), // char[508]
-/* 164 */ (_cffi_opcode_t)(508),
-/* 165 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
-/* 166 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
-/* 167 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
-/* 168 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
-/* 169 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_embed_params
-/* 170 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine
-/* 171 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_info
-/* 172 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_engine_params
-/* 173 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_error
-/* 174 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_feed
-/* 175 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file
-/* 176 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_file_info
-/* 177 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
-/* 178 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
-/* 179 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_meta
-/* 180 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
-/* 181 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_pooling
-/* 182 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_resident_mode
-/* 183 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_sampler
-/* 184 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_sampler_params
-/* 185 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_session
-/* 186 */ _CFFI_OP(_CFFI_OP_ENUM, 6), // pe_status
-/* 187 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 13), // pe_tensor_info
-/* 188 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 14), // pe_text
-/* 189 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
-/* 190 */ (_cffi_opcode_t)(4),
-/* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 192 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 158 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(void *, uint8_t *, uint32_t, uint32_t, float const *, uint64_t, pe_error *)
+/* 160 */ _CFFI_OP(_CFFI_OP_NOOP, 144),
+/* 161 */ _CFFI_OP(_CFFI_OP_POINTER, 244), // uint8_t *
+/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 163 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 164 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 165 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 166 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 167 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 168 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
+/* 169 */ _CFFI_OP(_CFFI_OP_POINTER, 235), // pe_session const *
+/* 170 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
+/* 172 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 173 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
+/* 174 */ _CFFI_OP(_CFFI_OP_POINTER, 233), // pe_sampler const *
+/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 176 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_engine *)
+/* 177 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 179 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_engine_info *, pe_engine *)
+/* 180 */ _CFFI_OP(_CFFI_OP_POINTER, 218), // pe_engine_info *
+/* 181 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 183 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_file *)
+/* 184 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 185 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 186 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_file_info *, pe_file const *)
+/* 187 */ _CFFI_OP(_CFFI_OP_POINTER, 223), // pe_file_info *
+/* 188 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 189 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 190 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_quantizer *)
+/* 191 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
+/* 192 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_sampler *)
+/* 194 */ _CFFI_OP(_CFFI_OP_NOOP, 102),
+/* 195 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 196 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_sampler *, uint32_t)
+/* 197 */ _CFFI_OP(_CFFI_OP_NOOP, 102),
+/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 200 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_sampler *, uint64_t)
+/* 201 */ _CFFI_OP(_CFFI_OP_NOOP, 102),
+/* 202 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 203 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 204 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_session *)
+/* 205 */ _CFFI_OP(_CFFI_OP_NOOP, 115),
+/* 206 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 207 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
+/* 208 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 209 */ _CFFI_OP(_CFFI_OP_ARRAY, 208), // char[508]
+/* 210 */ (_cffi_opcode_t)(508),
+/* 211 */ _CFFI_OP(_CFFI_OP_POINTER, 212), // double *
+/* 212 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 14), // double
+/* 213 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
+/* 214 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
+/* 215 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
+/* 216 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_embed_params
+/* 217 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine
+/* 218 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_info
+/* 219 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_engine_params
+/* 220 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_error
+/* 221 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_feed
+/* 222 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file
+/* 223 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_file_info
+/* 224 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
+/* 225 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
+/* 226 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_layer_run
+/* 227 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_meta
+/* 228 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
+/* 229 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_pooling
+/* 230 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_quantizer
+/* 231 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_resident_mode
+/* 232 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_rounding
+/* 233 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 13), // pe_sampler
+/* 234 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 14), // pe_sampler_params
+/* 235 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 15), // pe_session
+/* 236 */ _CFFI_OP(_CFFI_OP_ENUM, 6), // pe_status
+/* 237 */ _CFFI_OP(_CFFI_OP_POINTER, 238), // pe_tap *
+/* 238 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 16), // pe_tap
+/* 239 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 17), // pe_tensor_info
+/* 240 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 18), // pe_text
+/* 241 */ _CFFI_OP(_CFFI_OP_POINTER, 4), // uint64_t *
+/* 242 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
+/* 243 */ (_cffi_opcode_t)(4),
+/* 244 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 245 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_PE_DTYPE_F32(unsigned long long *o)
@@ -1285,7 +1338,7 @@ _cffi_f_pe_dequantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1344,7 +1397,7 @@ _cffi_f_pe_dtype_describe(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1407,10 +1460,10 @@ _cffi_f_pe_engine_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(137), arg0, (char **)&x0);
+      _cffi_type(180), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_engine_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(137), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(180), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1523,7 +1576,7 @@ _cffi_f_pe_engine_embed(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1604,7 +1657,7 @@ _cffi_f_pe_engine_forward(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1679,7 +1732,7 @@ _cffi_f_pe_engine_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1732,7 +1785,7 @@ _cffi_f_pe_file_check(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1795,10 +1848,10 @@ _cffi_f_pe_file_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(144), arg0, (char **)&x0);
+      _cffi_type(187), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_file_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(144), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(187), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1889,7 +1942,7 @@ _cffi_f_pe_file_meta(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1953,7 +2006,7 @@ _cffi_f_pe_file_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1986,10 +2039,10 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(87), arg0, (char **)&x0);
+      _cffi_type(130), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_tensor_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(87), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(130), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2023,7 +2076,7 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2062,19 +2115,19 @@ _cffi_f_pe_find_lattice(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(101), arg0, (char **)&x0);
+      _cffi_type(144), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(101), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(144), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(118), arg1, (char **)&x1);
+      _cffi_type(161), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (uint8_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(118), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(161), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2116,7 +2169,7 @@ _cffi_f_pe_find_lattice(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2203,7 +2256,7 @@ _cffi_f_pe_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2238,10 +2291,10 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(101), arg0, (char **)&x0);
+      _cffi_type(144), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(101), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(144), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2279,7 +2332,7 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2318,10 +2371,10 @@ _cffi_f_pe_quantize_weighted(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(101), arg0, (char **)&x0);
+      _cffi_type(144), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(101), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(144), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2372,12 +2425,559 @@ _cffi_f_pe_quantize_weighted(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
 #else
 #  define _cffi_f_pe_quantize_weighted _cffi_d_pe_quantize_weighted
+#endif
+
+static pe_status _cffi_d_pe_quantizer_factor(pe_quantizer * x0, float * x1, uint64_t x2, float x3, float * x4, pe_error * x5)
+{
+  return pe_quantizer_factor(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantizer_factor(PyObject *self, PyObject *args)
+{
+  pe_quantizer * x0;
+  float * x1;
+  uint64_t x2;
+  float x3;
+  float * x4;
+  pe_error * x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_factor", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(63), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_quantizer *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(63), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (float *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x2 = _cffi_to_c_int(arg2, uint64_t);
+  if (x2 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x3 = (float)_cffi_to_c_float(arg3);
+  if (x3 == (float)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg4, (char **)&x4);
+  if (datasize != 0) {
+    x4 = ((size_t)datasize) <= 640 ? (float *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg4, (char **)&x4,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg5, (char **)&x5);
+  if (datasize != 0) {
+    x5 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg5, (char **)&x5,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_quantizer_factor(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_quantizer_factor _cffi_d_pe_quantizer_factor
+#endif
+
+static void _cffi_d_pe_quantizer_free(pe_quantizer * x0)
+{
+  pe_quantizer_free(x0);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantizer_free(PyObject *self, PyObject *arg0)
+{
+  pe_quantizer * x0;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(63), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_quantizer *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(63), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { pe_quantizer_free(x0); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  Py_INCREF(Py_None);
+  return Py_None;
+}
+#else
+#  define _cffi_f_pe_quantizer_free _cffi_d_pe_quantizer_free
+#endif
+
+static pe_status _cffi_d_pe_quantizer_gram(pe_quantizer * x0, float * x1, float const * x2, float const * x3, uint64_t x4, uint64_t x5, uint64_t x6, pe_error * x7)
+{
+  return pe_quantizer_gram(x0, x1, x2, x3, x4, x5, x6, x7);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantizer_gram(PyObject *self, PyObject *args)
+{
+  pe_quantizer * x0;
+  float * x1;
+  float const * x2;
+  float const * x3;
+  uint64_t x4;
+  uint64_t x5;
+  uint64_t x6;
+  pe_error * x7;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+  PyObject *arg6;
+  PyObject *arg7;
+
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_gram", 8, 8, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(63), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_quantizer *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(63), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (float *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x4 = _cffi_to_c_int(arg4, uint64_t);
+  if (x4 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x5 = _cffi_to_c_int(arg5, uint64_t);
+  if (x5 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x6 = _cffi_to_c_int(arg6, uint64_t);
+  if (x6 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg7, (char **)&x7);
+  if (datasize != 0) {
+    x7 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg7, (char **)&x7,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_quantizer_gram(x0, x1, x2, x3, x4, x5, x6, x7); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_quantizer_gram _cffi_d_pe_quantizer_gram
+#endif
+
+static pe_status _cffi_d_pe_quantizer_new(pe_quantizer * * x0, uint32_t x1, uint32_t x2, pe_error * x3)
+{
+  return pe_quantizer_new(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantizer_new(PyObject *self, PyObject *args)
+{
+  pe_quantizer * * x0;
+  uint32_t x1;
+  uint32_t x2;
+  pe_error * x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_new", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(57), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_quantizer * *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x1 = _cffi_to_c_int(arg1, uint32_t);
+  if (x1 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x2 = _cffi_to_c_int(arg2, uint32_t);
+  if (x2 == (uint32_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_quantizer_new(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_quantizer_new _cffi_d_pe_quantizer_new
+#endif
+
+static pe_status _cffi_d_pe_quantizer_product(pe_quantizer * x0, float * x1, float const * x2, float const * x3, uint64_t x4, uint64_t x5, uint64_t x6, pe_error * x7)
+{
+  return pe_quantizer_product(x0, x1, x2, x3, x4, x5, x6, x7);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantizer_product(PyObject *self, PyObject *args)
+{
+  pe_quantizer * x0;
+  float * x1;
+  float const * x2;
+  float const * x3;
+  uint64_t x4;
+  uint64_t x5;
+  uint64_t x6;
+  pe_error * x7;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+  PyObject *arg6;
+  PyObject *arg7;
+
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_product", 8, 8, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(63), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_quantizer *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(63), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (float *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x4 = _cffi_to_c_int(arg4, uint64_t);
+  if (x4 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x5 = _cffi_to_c_int(arg5, uint64_t);
+  if (x5 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x6 = _cffi_to_c_int(arg6, uint64_t);
+  if (x6 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg7, (char **)&x7);
+  if (datasize != 0) {
+    x7 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg7, (char **)&x7,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_quantizer_product(x0, x1, x2, x3, x4, x5, x6, x7); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_quantizer_product _cffi_d_pe_quantizer_product
+#endif
+
+static pe_status _cffi_d_pe_quantizer_round(pe_quantizer * x0, pe_rounding * x1, pe_error * x2)
+{
+  return pe_quantizer_round(x0, x1, x2);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantizer_round(PyObject *self, PyObject *args)
+{
+  pe_quantizer * x0;
+  pe_rounding * x1;
+  pe_error * x2;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_round", 3, 3, &arg0, &arg1, &arg2))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(63), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_quantizer *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(63), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(90), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (pe_rounding *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(90), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_quantizer_round(x0, x1, x2); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_quantizer_round _cffi_d_pe_quantizer_round
+#endif
+
+static pe_status _cffi_d_pe_quantizer_solve(pe_quantizer * x0, float * x1, float const * x2, uint64_t x3, uint64_t x4, pe_error * x5)
+{
+  return pe_quantizer_solve(x0, x1, x2, x3, x4, x5);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_quantizer_solve(PyObject *self, PyObject *args)
+{
+  pe_quantizer * x0;
+  float * x1;
+  float const * x2;
+  uint64_t x3;
+  uint64_t x4;
+  pe_error * x5;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+  PyObject *arg4;
+  PyObject *arg5;
+
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_solve", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(63), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_quantizer *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(63), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(1), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (float *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(1), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(2), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (float const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(2), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  x3 = _cffi_to_c_int(arg3, uint64_t);
+  if (x3 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  x4 = _cffi_to_c_int(arg4, uint64_t);
+  if (x4 == (uint64_t)-1 && PyErr_Occurred())
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg5, (char **)&x5);
+  if (datasize != 0) {
+    x5 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg5, (char **)&x5,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_quantizer_solve(x0, x1, x2, x3, x4, x5); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_quantizer_solve _cffi_d_pe_quantizer_solve
 #endif
 
 static void _cffi_d_pe_sampler_accept(pe_sampler * x0, uint32_t x1)
@@ -2399,10 +2999,10 @@ _cffi_f_pe_sampler_accept(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(65), arg0, (char **)&x0);
+      _cffi_type(102), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2439,10 +3039,10 @@ _cffi_f_pe_sampler_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(65), arg0, (char **)&x0);
+      _cffi_type(102), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2491,19 +3091,19 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(57), arg0, (char **)&x0);
+      _cffi_type(94), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(57), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(94), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(58), arg1, (char **)&x1);
+      _cffi_type(95), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_sampler_params const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(58), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(95), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2546,7 +3146,7 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2581,19 +3181,19 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(65), arg0, (char **)&x0);
+      _cffi_type(102), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(66), arg1, (char **)&x1);
+      _cffi_type(103), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(66), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(103), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2627,7 +3227,7 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2654,10 +3254,10 @@ _cffi_f_pe_sampler_set_state(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(65), arg0, (char **)&x0);
+      _cffi_type(102), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(65), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2696,10 +3296,10 @@ _cffi_f_pe_sampler_state(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(131), arg0, (char **)&x0);
+      _cffi_type(174), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(131), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(174), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2742,19 +3342,19 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(72), arg0, (char **)&x0);
+      _cffi_type(109), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(72), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(109), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(78), arg1, (char **)&x1);
+      _cffi_type(115), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(78), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(115), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2775,7 +3375,7 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2796,10 +3396,10 @@ _cffi_f_pe_session_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(78), arg0, (char **)&x0);
+      _cffi_type(115), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(78), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(115), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2834,10 +3434,10 @@ _cffi_f_pe_session_n_tokens(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(126), arg0, (char **)&x0);
+      _cffi_type(169), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(126), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(169), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2880,10 +3480,10 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(72), arg0, (char **)&x0);
+      _cffi_type(109), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(72), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(109), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2913,7 +3513,7 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2944,10 +3544,10 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(78), arg0, (char **)&x0);
+      _cffi_type(115), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(78), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(115), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2972,12 +3572,87 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
 #else
 #  define _cffi_f_pe_session_rewind _cffi_d_pe_session_rewind
+#endif
+
+static pe_status _cffi_d_pe_session_run_layers(pe_session * x0, pe_layer_run const * x1, int32_t const * x2, pe_error * x3)
+{
+  return pe_session_run_layers(x0, x1, x2, x3);
+}
+#ifndef PYPY_VERSION
+static PyObject *
+_cffi_f_pe_session_run_layers(PyObject *self, PyObject *args)
+{
+  pe_session * x0;
+  pe_layer_run const * x1;
+  int32_t const * x2;
+  pe_error * x3;
+  Py_ssize_t datasize;
+  struct _cffi_freeme_s *large_args_free = NULL;
+  pe_status result;
+  PyObject *pyresult;
+  PyObject *arg0;
+  PyObject *arg1;
+  PyObject *arg2;
+  PyObject *arg3;
+
+  if (!PyArg_UnpackTuple(args, "pe_session_run_layers", 4, 4, &arg0, &arg1, &arg2, &arg3))
+    return NULL;
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(115), arg0, (char **)&x0);
+  if (datasize != 0) {
+    x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(115), arg0, (char **)&x0,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(120), arg1, (char **)&x1);
+  if (datasize != 0) {
+    x1 = ((size_t)datasize) <= 640 ? (pe_layer_run const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(120), arg1, (char **)&x1,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(30), arg2, (char **)&x2);
+  if (datasize != 0) {
+    x2 = ((size_t)datasize) <= 640 ? (int32_t const *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(30), arg2, (char **)&x2,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  datasize = _cffi_prepare_pointer_call_argument(
+      _cffi_type(6), arg3, (char **)&x3);
+  if (datasize != 0) {
+    x3 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
+    if (_cffi_convert_array_argument(_cffi_type(6), arg3, (char **)&x3,
+            datasize, &large_args_free) < 0)
+      return NULL;
+  }
+
+  Py_BEGIN_ALLOW_THREADS
+  _cffi_restore_errno();
+  { result = pe_session_run_layers(x0, x1, x2, x3); }
+  _cffi_save_errno();
+  Py_END_ALLOW_THREADS
+
+  (void)self; /* unused */
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
+  return pyresult;
+}
+#else
+#  define _cffi_f_pe_session_run_layers _cffi_d_pe_session_run_layers
 #endif
 
 static pe_status _cffi_d_pe_top_logprobs(uint32_t * x0, float * x1, uint32_t x2, float const * x3, uint32_t x4, pe_error * x5)
@@ -3009,10 +3684,10 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(66), arg0, (char **)&x0);
+      _cffi_type(103), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(66), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(103), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3059,7 +3734,7 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(186));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3196,6 +3871,24 @@ static void _cffi_checkfld__pe_file_info(pe_file_info *p)
 struct _cffi_align__pe_file_info { char x; pe_file_info y; };
 
 _CFFI_UNUSED_FN
+static void _cffi_checkfld__pe_layer_run(pe_layer_run *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->struct_bytes) | 0);  /* check that 'pe_layer_run.struct_bytes' is an integer */
+  (void)((p->first_layer) | 0);  /* check that 'pe_layer_run.first_layer' is an integer */
+  (void)((p->end_layer) | 0);  /* check that 'pe_layer_run.end_layer' is an integer */
+  (void)((p->n_tokens) | 0);  /* check that 'pe_layer_run.n_tokens' is an integer */
+  { uint32_t const * *tmp = &p->tokens; (void)tmp; }
+  { float * *tmp = &p->x; (void)tmp; }
+  { float * *tmp = &p->logits; (void)tmp; }
+  { pe_tap * *tmp = &p->taps; (void)tmp; }
+  (void)((p->n_taps) | 0);  /* check that 'pe_layer_run.n_taps' is an integer */
+  (void)((p->ends_with_taps) | 0);  /* check that 'pe_layer_run.ends_with_taps' is an integer */
+}
+struct _cffi_align__pe_layer_run { char x; pe_layer_run y; };
+
+_CFFI_UNUSED_FN
 static void _cffi_checkfld__pe_meta(pe_meta *p)
 {
   /* only to generate compile-time warnings or errors */
@@ -3209,6 +3902,25 @@ static void _cffi_checkfld__pe_meta(pe_meta *p)
   (void)((p->n_bytes) | 0);  /* check that 'pe_meta.n_bytes' is an integer */
 }
 struct _cffi_align__pe_meta { char x; pe_meta y; };
+
+_CFFI_UNUSED_FN
+static void _cffi_checkfld__pe_rounding(pe_rounding *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->struct_bytes) | 0);  /* check that 'pe_rounding.struct_bytes' is an integer */
+  (void)((p->dtype) | 0);  /* check that 'pe_rounding.dtype' is an integer */
+  (void)((p->n_sweeps) | 0);  /* check that 'pe_rounding.n_sweeps' is an integer */
+  (void)((p->n_rows) | 0);  /* check that 'pe_rounding.n_rows' is an integer */
+  (void)((p->n_cols) | 0);  /* check that 'pe_rounding.n_cols' is an integer */
+  { float const * *tmp = &p->weights; (void)tmp; }
+  { float const * *tmp = &p->factor; (void)tmp; }
+  { float const * *tmp = &p->moments; (void)tmp; }
+  { void * *tmp = &p->out; (void)tmp; }
+  { double *tmp = &p->error; (void)tmp; }
+  { double *tmp = &p->norm; (void)tmp; }
+}
+struct _cffi_align__pe_rounding { char x; pe_rounding y; };
 
 _CFFI_UNUSED_FN
 static void _cffi_checkfld__pe_sampler_params(pe_sampler_params *p)
@@ -3227,6 +3939,20 @@ static void _cffi_checkfld__pe_sampler_params(pe_sampler_params *p)
   (void)((p->seed) | 0);  /* check that 'pe_sampler_params.seed' is an integer */
 }
 struct _cffi_align__pe_sampler_params { char x; pe_sampler_params y; };
+
+_CFFI_UNUSED_FN
+static void _cffi_checkfld__pe_tap(pe_tap *p)
+{
+  /* only to generate compile-time warnings or errors */
+  (void)p;
+  (void)((p->tensor) | 0);  /* check that 'pe_tap.tensor' is an integer */
+  { float * *tmp = &p->rows; (void)tmp; }
+  { float * *tmp = &p->residual; (void)tmp; }
+  { double * *tmp = &p->sums; (void)tmp; }
+  { uint64_t * *tmp = &p->counts; (void)tmp; }
+  (void)((p->order) | 0);  /* check that 'pe_tap.order' is an integer */
+}
+struct _cffi_align__pe_tap { char x; pe_tap y; };
 
 _CFFI_UNUSED_FN
 static void _cffi_checkfld__pe_tensor_info(pe_tensor_info *p)
@@ -3318,36 +4044,44 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_RESIDENT_AUTO", (void *)_cffi_const_PE_RESIDENT_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_OFF", (void *)_cffi_const_PE_RESIDENT_OFF, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_ON", (void *)_cffi_const_PE_RESIDENT_ON, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 128), (void *)_cffi_d_pe_api_version },
+  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 171), (void *)_cffi_d_pe_api_version },
   { "pe_dequantize", (void *)_cffi_f_pe_dequantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 8), (void *)_cffi_d_pe_dequantize },
   { "pe_dtype_describe", (void *)_cffi_f_pe_dtype_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_pe_dtype_describe },
-  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 133), (void *)_cffi_d_pe_engine_close },
-  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 136), (void *)_cffi_d_pe_engine_describe },
+  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 176), (void *)_cffi_d_pe_engine_close },
+  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 179), (void *)_cffi_d_pe_engine_describe },
   { "pe_engine_embed", (void *)_cffi_f_pe_engine_embed, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 33), (void *)_cffi_d_pe_engine_embed },
   { "pe_engine_forward", (void *)_cffi_f_pe_engine_forward, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_pe_engine_forward },
   { "pe_engine_open", (void *)_cffi_f_pe_engine_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 20), (void *)_cffi_d_pe_engine_open },
   { "pe_file_check", (void *)_cffi_f_pe_file_check, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_pe_file_check },
-  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 140), (void *)_cffi_d_pe_file_close },
-  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 143), (void *)_cffi_d_pe_file_describe },
+  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 183), (void *)_cffi_d_pe_file_close },
+  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 186), (void *)_cffi_d_pe_file_describe },
   { "pe_file_meta", (void *)_cffi_f_pe_file_meta, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_pe_file_meta },
   { "pe_file_open", (void *)_cffi_f_pe_file_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_pe_file_open },
-  { "pe_file_tensor", (void *)_cffi_f_pe_file_tensor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 86), (void *)_cffi_d_pe_file_tensor },
-  { "pe_find_lattice", (void *)_cffi_f_pe_find_lattice, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 116), (void *)_cffi_d_pe_find_lattice },
+  { "pe_file_tensor", (void *)_cffi_f_pe_file_tensor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 129), (void *)_cffi_d_pe_file_tensor },
+  { "pe_find_lattice", (void *)_cffi_f_pe_find_lattice, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 159), (void *)_cffi_d_pe_find_lattice },
   { "pe_logprobs", (void *)_cffi_f_pe_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_pe_logprobs },
-  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 109), (void *)_cffi_d_pe_quantize },
-  { "pe_quantize_weighted", (void *)_cffi_f_pe_quantize_weighted, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 100), (void *)_cffi_d_pe_quantize_weighted },
-  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 150), (void *)_cffi_d_pe_sampler_accept },
-  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 147), (void *)_cffi_d_pe_sampler_free },
-  { "pe_sampler_new", (void *)_cffi_f_pe_sampler_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 56), (void *)_cffi_d_pe_sampler_new },
-  { "pe_sampler_pick", (void *)_cffi_f_pe_sampler_pick, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 64), (void *)_cffi_d_pe_sampler_pick },
-  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 154), (void *)_cffi_d_pe_sampler_set_state },
-  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 130), (void *)_cffi_d_pe_sampler_state },
-  { "pe_session_fork", (void *)_cffi_f_pe_session_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 76), (void *)_cffi_d_pe_session_fork },
-  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 158), (void *)_cffi_d_pe_session_free },
-  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 125), (void *)_cffi_d_pe_session_n_tokens },
-  { "pe_session_new", (void *)_cffi_f_pe_session_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 71), (void *)_cffi_d_pe_session_new },
-  { "pe_session_rewind", (void *)_cffi_f_pe_session_rewind, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 81), (void *)_cffi_d_pe_session_rewind },
-  { "pe_top_logprobs", (void *)_cffi_f_pe_top_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 92), (void *)_cffi_d_pe_top_logprobs },
+  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 152), (void *)_cffi_d_pe_quantize },
+  { "pe_quantize_weighted", (void *)_cffi_f_pe_quantize_weighted, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 143), (void *)_cffi_d_pe_quantize_weighted },
+  { "pe_quantizer_factor", (void *)_cffi_f_pe_quantizer_factor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_pe_quantizer_factor },
+  { "pe_quantizer_free", (void *)_cffi_f_pe_quantizer_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 190), (void *)_cffi_d_pe_quantizer_free },
+  { "pe_quantizer_gram", (void *)_cffi_f_pe_quantizer_gram, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_pe_quantizer_gram },
+  { "pe_quantizer_new", (void *)_cffi_f_pe_quantizer_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 56), (void *)_cffi_d_pe_quantizer_new },
+  { "pe_quantizer_product", (void *)_cffi_f_pe_quantizer_product, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_pe_quantizer_product },
+  { "pe_quantizer_round", (void *)_cffi_f_pe_quantizer_round, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_pe_quantizer_round },
+  { "pe_quantizer_solve", (void *)_cffi_f_pe_quantizer_solve, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_pe_quantizer_solve },
+  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 196), (void *)_cffi_d_pe_sampler_accept },
+  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 193), (void *)_cffi_d_pe_sampler_free },
+  { "pe_sampler_new", (void *)_cffi_f_pe_sampler_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 93), (void *)_cffi_d_pe_sampler_new },
+  { "pe_sampler_pick", (void *)_cffi_f_pe_sampler_pick, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 101), (void *)_cffi_d_pe_sampler_pick },
+  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 200), (void *)_cffi_d_pe_sampler_set_state },
+  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 173), (void *)_cffi_d_pe_sampler_state },
+  { "pe_session_fork", (void *)_cffi_f_pe_session_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 113), (void *)_cffi_d_pe_session_fork },
+  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 204), (void *)_cffi_d_pe_session_free },
+  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 168), (void *)_cffi_d_pe_session_n_tokens },
+  { "pe_session_new", (void *)_cffi_f_pe_session_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_pe_session_new },
+  { "pe_session_rewind", (void *)_cffi_f_pe_session_rewind, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_pe_session_rewind },
+  { "pe_session_run_layers", (void *)_cffi_f_pe_session_run_layers, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 118), (void *)_cffi_d_pe_session_run_layers },
+  { "pe_top_logprobs", (void *)_cffi_f_pe_top_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pe_top_logprobs },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
@@ -3362,10 +4096,10 @@ static const struct _cffi_field_s _cffi_fields[] = {
                    _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "can_compute", offsetof(pe_dtype_info, can_compute),
                    sizeof(((pe_dtype_info *)0)->can_compute),
-                   _CFFI_OP(_CFFI_OP_NOOP, 161) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 207) },
   { "can_quantize", offsetof(pe_dtype_info, can_quantize),
                     sizeof(((pe_dtype_info *)0)->can_quantize),
-                    _CFFI_OP(_CFFI_OP_NOOP, 161) },
+                    _CFFI_OP(_CFFI_OP_NOOP, 207) },
   { "struct_bytes", offsetof(pe_embed_params, struct_bytes),
                     sizeof(((pe_embed_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -3476,13 +4210,13 @@ static const struct _cffi_field_s _cffi_fields[] = {
                     _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "code", offsetof(pe_error, code),
             sizeof(((pe_error *)0)->code),
-            _CFFI_OP(_CFFI_OP_NOOP, 166) },
+            _CFFI_OP(_CFFI_OP_NOOP, 213) },
   { "message", offsetof(pe_error, message),
                sizeof(((pe_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 163) },
+               _CFFI_OP(_CFFI_OP_NOOP, 209) },
   { "session", offsetof(pe_feed, session),
                sizeof(((pe_feed *)0)->session),
-               _CFFI_OP(_CFFI_OP_NOOP, 78) },
+               _CFFI_OP(_CFFI_OP_NOOP, 115) },
   { "tokens", offsetof(pe_feed, tokens),
               sizeof(((pe_feed *)0)->tokens),
               _CFFI_OP(_CFFI_OP_NOOP, 3) },
@@ -3513,6 +4247,36 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "tensor_bytes", offsetof(pe_file_info, tensor_bytes),
                     sizeof(((pe_file_info *)0)->tensor_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "struct_bytes", offsetof(pe_layer_run, struct_bytes),
+                    sizeof(((pe_layer_run *)0)->struct_bytes),
+                    _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "first_layer", offsetof(pe_layer_run, first_layer),
+                   sizeof(((pe_layer_run *)0)->first_layer),
+                   _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "end_layer", offsetof(pe_layer_run, end_layer),
+                 sizeof(((pe_layer_run *)0)->end_layer),
+                 _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "n_tokens", offsetof(pe_layer_run, n_tokens),
+                sizeof(((pe_layer_run *)0)->n_tokens),
+                _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "tokens", offsetof(pe_layer_run, tokens),
+              sizeof(((pe_layer_run *)0)->tokens),
+              _CFFI_OP(_CFFI_OP_NOOP, 3) },
+  { "x", offsetof(pe_layer_run, x),
+         sizeof(((pe_layer_run *)0)->x),
+         _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "logits", offsetof(pe_layer_run, logits),
+              sizeof(((pe_layer_run *)0)->logits),
+              _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "taps", offsetof(pe_layer_run, taps),
+            sizeof(((pe_layer_run *)0)->taps),
+            _CFFI_OP(_CFFI_OP_NOOP, 237) },
+  { "n_taps", offsetof(pe_layer_run, n_taps),
+              sizeof(((pe_layer_run *)0)->n_taps),
+              _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "ends_with_taps", offsetof(pe_layer_run, ends_with_taps),
+                      sizeof(((pe_layer_run *)0)->ends_with_taps),
+                      _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "key", offsetof(pe_meta, key),
            sizeof(((pe_meta *)0)->key),
            _CFFI_OP(_CFFI_OP_NOOP, 43) },
@@ -3534,36 +4298,87 @@ static const struct _cffi_field_s _cffi_fields[] = {
   { "n_bytes", offsetof(pe_meta, n_bytes),
                sizeof(((pe_meta *)0)->n_bytes),
                _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "struct_bytes", offsetof(pe_rounding, struct_bytes),
+                    sizeof(((pe_rounding *)0)->struct_bytes),
+                    _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "dtype", offsetof(pe_rounding, dtype),
+             sizeof(((pe_rounding *)0)->dtype),
+             _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "n_sweeps", offsetof(pe_rounding, n_sweeps),
+                sizeof(((pe_rounding *)0)->n_sweeps),
+                _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "n_rows", offsetof(pe_rounding, n_rows),
+              sizeof(((pe_rounding *)0)->n_rows),
+              _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "n_cols", offsetof(pe_rounding, n_cols),
+              sizeof(((pe_rounding *)0)->n_cols),
+              _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "weights", offsetof(pe_rounding, weights),
+               sizeof(((pe_rounding *)0)->weights),
+               _CFFI_OP(_CFFI_OP_NOOP, 2) },
+  { "factor", offsetof(pe_rounding, factor),
+              sizeof(((pe_rounding *)0)->factor),
+              _CFFI_OP(_CFFI_OP_NOOP, 2) },
+  { "moments", offsetof(pe_rounding, moments),
+               sizeof(((pe_rounding *)0)->moments),
+               _CFFI_OP(_CFFI_OP_NOOP, 2) },
+  { "out", offsetof(pe_rounding, out),
+           sizeof(((pe_rounding *)0)->out),
+           _CFFI_OP(_CFFI_OP_NOOP, 144) },
+  { "error", offsetof(pe_rounding, error),
+             sizeof(((pe_rounding *)0)->error),
+             _CFFI_OP(_CFFI_OP_NOOP, 212) },
+  { "norm", offsetof(pe_rounding, norm),
+            sizeof(((pe_rounding *)0)->norm),
+            _CFFI_OP(_CFFI_OP_NOOP, 212) },
   { "struct_bytes", offsetof(pe_sampler_params, struct_bytes),
                     sizeof(((pe_sampler_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "temperature", offsetof(pe_sampler_params, temperature),
                    sizeof(((pe_sampler_params *)0)->temperature),
-                   _CFFI_OP(_CFFI_OP_NOOP, 165) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 84) },
   { "top_k", offsetof(pe_sampler_params, top_k),
              sizeof(((pe_sampler_params *)0)->top_k),
              _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "top_p", offsetof(pe_sampler_params, top_p),
              sizeof(((pe_sampler_params *)0)->top_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 165) },
+             _CFFI_OP(_CFFI_OP_NOOP, 84) },
   { "min_p", offsetof(pe_sampler_params, min_p),
              sizeof(((pe_sampler_params *)0)->min_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 165) },
+             _CFFI_OP(_CFFI_OP_NOOP, 84) },
   { "repeat_penalty", offsetof(pe_sampler_params, repeat_penalty),
                       sizeof(((pe_sampler_params *)0)->repeat_penalty),
-                      _CFFI_OP(_CFFI_OP_NOOP, 165) },
+                      _CFFI_OP(_CFFI_OP_NOOP, 84) },
   { "presence_penalty", offsetof(pe_sampler_params, presence_penalty),
                         sizeof(((pe_sampler_params *)0)->presence_penalty),
-                        _CFFI_OP(_CFFI_OP_NOOP, 165) },
+                        _CFFI_OP(_CFFI_OP_NOOP, 84) },
   { "frequency_penalty", offsetof(pe_sampler_params, frequency_penalty),
                          sizeof(((pe_sampler_params *)0)->frequency_penalty),
-                         _CFFI_OP(_CFFI_OP_NOOP, 165) },
+                         _CFFI_OP(_CFFI_OP_NOOP, 84) },
   { "penalty_window", offsetof(pe_sampler_params, penalty_window),
                       sizeof(((pe_sampler_params *)0)->penalty_window),
                       _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "seed", offsetof(pe_sampler_params, seed),
             sizeof(((pe_sampler_params *)0)->seed),
             _CFFI_OP(_CFFI_OP_NOOP, 4) },
+  { "tensor", offsetof(pe_tap, tensor),
+              sizeof(((pe_tap *)0)->tensor),
+              _CFFI_OP(_CFFI_OP_NOOP, 5) },
+  { "rows", offsetof(pe_tap, rows),
+            sizeof(((pe_tap *)0)->rows),
+            _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "residual", offsetof(pe_tap, residual),
+                sizeof(((pe_tap *)0)->residual),
+                _CFFI_OP(_CFFI_OP_NOOP, 1) },
+  { "sums", offsetof(pe_tap, sums),
+            sizeof(((pe_tap *)0)->sums),
+            _CFFI_OP(_CFFI_OP_NOOP, 211) },
+  { "counts", offsetof(pe_tap, counts),
+              sizeof(((pe_tap *)0)->counts),
+              _CFFI_OP(_CFFI_OP_NOOP, 241) },
+  { "order", offsetof(pe_tap, order),
+             sizeof(((pe_tap *)0)->order),
+             _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "name", offsetof(pe_tensor_info, name),
             sizeof(((pe_tensor_info *)0)->name),
             _CFFI_OP(_CFFI_OP_NOOP, 43) },
@@ -3578,7 +4393,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "dims", offsetof(pe_tensor_info, dims),
             sizeof(((pe_tensor_info *)0)->dims),
-            _CFFI_OP(_CFFI_OP_NOOP, 189) },
+            _CFFI_OP(_CFFI_OP_NOOP, 242) },
   { "data", offsetof(pe_tensor_info, data),
             sizeof(((pe_tensor_info *)0)->data),
             _CFFI_OP(_CFFI_OP_NOOP, 11) },
@@ -3603,82 +4418,94 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pe_dtype_info", 168, _CFFI_F_CHECK_FIELDS,
+  { "pe_dtype_info", 215, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_dtype_info), offsetof(struct _cffi_align__pe_dtype_info, y), 0, 5 },
-  { "pe_embed_params", 169, _CFFI_F_CHECK_FIELDS,
+  { "pe_embed_params", 216, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_embed_params), offsetof(struct _cffi_align__pe_embed_params, y), 5, 4 },
-  { "pe_engine", 170, _CFFI_F_OPAQUE,
+  { "pe_engine", 217, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_engine_info", 171, _CFFI_F_CHECK_FIELDS,
+  { "pe_engine_info", 218, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 9, 24 },
-  { "pe_engine_params", 172, _CFFI_F_CHECK_FIELDS,
+  { "pe_engine_params", 219, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 33, 8 },
-  { "pe_error", 173, _CFFI_F_CHECK_FIELDS,
+  { "pe_error", 220, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 41, 2 },
-  { "pe_feed", 174, _CFFI_F_CHECK_FIELDS,
+  { "pe_feed", 221, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 43, 5 },
-  { "pe_file", 175, _CFFI_F_OPAQUE,
+  { "pe_file", 222, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_file_info", 176, _CFFI_F_CHECK_FIELDS,
+  { "pe_file_info", 223, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 48, 6 },
-  { "pe_meta", 179, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 54, 7 },
-  { "pe_sampler", 183, _CFFI_F_OPAQUE,
+  { "pe_layer_run", 226, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_layer_run), offsetof(struct _cffi_align__pe_layer_run, y), 54, 10 },
+  { "pe_meta", 227, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 64, 7 },
+  { "pe_quantizer", 230, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_sampler_params", 184, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 61, 10 },
-  { "pe_session", 185, _CFFI_F_OPAQUE,
+  { "pe_rounding", 232, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_rounding), offsetof(struct _cffi_align__pe_rounding, y), 71, 11 },
+  { "pe_sampler", 233, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_tensor_info", 187, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 71, 9 },
-  { "pe_text", 188, _CFFI_F_CHECK_FIELDS,
-    sizeof(pe_text), offsetof(struct _cffi_align__pe_text, y), 80, 3 },
+  { "pe_sampler_params", 234, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 82, 10 },
+  { "pe_session", 235, _CFFI_F_OPAQUE,
+    (size_t)-1, -1, -1, 0 /* opaque */ },
+  { "pe_tap", 238, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_tap), offsetof(struct _cffi_align__pe_tap, y), 92, 6 },
+  { "pe_tensor_info", 239, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 98, 9 },
+  { "pe_text", 240, _CFFI_F_CHECK_FIELDS,
+    sizeof(pe_text), offsetof(struct _cffi_align__pe_text, y), 107, 3 },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "pe_dtype", 167, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
+  { "pe_dtype", 214, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
     "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q5_0,PE_DTYPE_Q5_1,PE_DTYPE_Q8_0,PE_DTYPE_Q2_K,"
     "PE_DTYPE_Q3_K,PE_DTYPE_Q4_K,PE_DTYPE_Q5_K,PE_DTYPE_Q6_K,PE_DTYPE_IQ4_NL,PE_DTYPE_IQ4_XS,PE_DTYPE_BF16,"
     "PE_DTYPE_MXFP4" },
-  { "pe_isa", 177, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
+  { "pe_isa", 224, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
     "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX_VNNI,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD,PE_ISA_I8MM" },
-  { "pe_kv_type", 178, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
+  { "pe_kv_type", 225, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
     "PE_KV_AUTO,PE_KV_F32,PE_KV_F16,PE_KV_Q8_0,PE_KV_Q4_0" },
-  { "pe_meta_type", 180, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
+  { "pe_meta_type", 228, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
     "PE_META_U8,PE_META_I8,PE_META_U16,PE_META_I16,PE_META_U32,PE_META_I32,PE_META_F32,PE_META_BOOL,PE_META_STRING,"
     "PE_META_ARRAY,PE_META_U64,PE_META_I64,PE_META_F64" },
-  { "pe_pooling", 181, _cffi_prim_int(sizeof(pe_pooling), ((pe_pooling)-1) <= 0),
+  { "pe_pooling", 229, _cffi_prim_int(sizeof(pe_pooling), ((pe_pooling)-1) <= 0),
     "PE_POOLING_NONE,PE_POOLING_MEAN,PE_POOLING_CLS,PE_POOLING_LAST,PE_POOLING_UNSAID" },
-  { "pe_resident_mode", 182, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
+  { "pe_resident_mode", 231, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
     "PE_RESIDENT_AUTO,PE_RESIDENT_OFF,PE_RESIDENT_ON" },
-  { "pe_status", 186, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
+  { "pe_status", 236, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
     "PE_OK,PE_ERR_ARG,PE_ERR_IO,PE_ERR_FORMAT,PE_ERR_UNSUPPORTED,PE_ERR_NOMEM,PE_ERR_CONTEXT,PE_ERR_NUMERIC,"
     "PE_ERR_CANCELLED" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "pe_dtype", 167 },
-  { "pe_dtype_info", 168 },
-  { "pe_embed_params", 169 },
-  { "pe_engine", 170 },
-  { "pe_engine_info", 171 },
-  { "pe_engine_params", 172 },
-  { "pe_error", 173 },
-  { "pe_feed", 174 },
-  { "pe_file", 175 },
-  { "pe_file_info", 176 },
-  { "pe_isa", 177 },
-  { "pe_kv_type", 178 },
-  { "pe_meta", 179 },
-  { "pe_meta_type", 180 },
-  { "pe_pooling", 181 },
-  { "pe_resident_mode", 182 },
-  { "pe_sampler", 183 },
-  { "pe_sampler_params", 184 },
-  { "pe_session", 185 },
-  { "pe_status", 186 },
-  { "pe_tensor_info", 187 },
-  { "pe_text", 188 },
+  { "pe_dtype", 214 },
+  { "pe_dtype_info", 215 },
+  { "pe_embed_params", 216 },
+  { "pe_engine", 217 },
+  { "pe_engine_info", 218 },
+  { "pe_engine_params", 219 },
+  { "pe_error", 220 },
+  { "pe_feed", 221 },
+  { "pe_file", 222 },
+  { "pe_file_info", 223 },
+  { "pe_isa", 224 },
+  { "pe_kv_type", 225 },
+  { "pe_layer_run", 226 },
+  { "pe_meta", 227 },
+  { "pe_meta_type", 228 },
+  { "pe_pooling", 229 },
+  { "pe_quantizer", 230 },
+  { "pe_resident_mode", 231 },
+  { "pe_rounding", 232 },
+  { "pe_sampler", 233 },
+  { "pe_sampler_params", 234 },
+  { "pe_session", 235 },
+  { "pe_status", 236 },
+  { "pe_tap", 238 },
+  { "pe_tensor_info", 239 },
+  { "pe_text", 240 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -3688,12 +4515,12 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   _cffi_struct_unions,
   _cffi_enums,
   _cffi_typenames,
-  91,  /* num_globals */
-  15,  /* num_struct_unions */
+  99,  /* num_globals */
+  19,  /* num_struct_unions */
   7,  /* num_enums */
-  22,  /* num_typenames */
+  26,  /* num_typenames */
   NULL,  /* no includes */
-  193,  /* num_types */
+  246,  /* num_types */
   0,  /* flags */
 };
 

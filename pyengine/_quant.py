@@ -16,11 +16,11 @@ _DTYPES: dict[str, int] = {
 }
 
 
-def _type_number(name: str) -> int:
+def type_number(name: str) -> int:
     return int(choice("dtype", name.upper() if isinstance(name, str) else name, _DTYPES))
 
 
-def _row_bytes(number: int, n_weights: int) -> int:
+def row_bytes(number: int, n_weights: int) -> int:
     info = ffi.new("pe_dtype_info *")
     call(lib.pe_dtype_describe, info, number)
     if n_weights % info.block_weights:
@@ -68,10 +68,10 @@ def quantize(
         UnsupportedModelError: A search for a type without blocks.
         NumericError: NaN or infinity, or a scale too large for the type; with its index.
     """
-    number = _type_number(dtype)
+    number = type_number(dtype)
     searches = choice("method", method, {"plain": False, "search": True})
     source = _float_rows(weights)
-    out = np.empty((*source.shape[:-1], _row_bytes(number, source.shape[-1])), np.uint8)
+    out = np.empty((*source.shape[:-1], row_bytes(number, source.shape[-1])), np.uint8)
     target = ffi.cast("void *", out.ctypes.data)
     floats = ffi.cast("const float *", source.ctypes.data)
     if not searches:
@@ -122,10 +122,10 @@ def find_lattice(
         ArgumentError: An unknown type, or a row that its blocks do not divide.
         UnsupportedModelError: A type without such grids.
     """
-    number = _type_number(dtype)
-    stored = _type_number(source)
+    number = type_number(dtype)
+    stored = type_number(source)
     rows = _float_rows(weights)
-    n_bytes = _row_bytes(number, rows.shape[-1])
+    n_bytes = row_bytes(number, rows.shape[-1])
     out = np.empty((*rows.shape[:-1], n_bytes), np.uint8)
     found = np.zeros((*rows.shape[:-1], rows.shape[-1] // 32), np.bool_)
     call(
@@ -150,7 +150,7 @@ def dequantize(blocks: npt.NDArray[np.uint8], dtype: str) -> npt.NDArray[np.floa
     Raises:
         ArgumentError: An unknown type, or rows that are not whole blocks.
     """
-    number = _type_number(dtype)
+    number = type_number(dtype)
     if np.ndim(blocks) == 0:
         raise ArgumentError("blocks: expected 1 dimension or more, found a single number")
     source = np.ascontiguousarray(blocks)

@@ -71,7 +71,14 @@ class Session(ClosableHandle):
         if self._engine is not engine:
             raise ArgumentError("session: expected one of this engine, found another engine's")
 
-    def _open_handle(self) -> Any:
+    @property
+    def engine(self) -> Engine:
+        """The engine that made it."""
+        return self._engine
+
+    @property
+    def handle(self) -> Any:
+        """The core's object, for this package's own use."""
         if self._handle is None:
             raise ClosedError("session: expected it open, found it closed")
         return self._handle
@@ -85,7 +92,7 @@ class Session(ClosableHandle):
     def n_tokens(self) -> int:
         """Tokens held."""
         with self._engine.lock:
-            return int(lib.pe_session_n_tokens(self._open_handle()))
+            return int(lib.pe_session_n_tokens(self.handle))
 
     @property
     def tokens(self) -> list[int]:
@@ -127,7 +134,7 @@ class Session(ClosableHandle):
         """A second timeline with the same past, which shares its pages until written."""
         out = ffi.new("pe_session **")
         with self._engine.lock:
-            call(lib.pe_session_fork, out, self._open_handle())
+            call(lib.pe_session_fork, out, self.handle)
             other = self._engine.adopt(Session(self._engine, out[0]))
             other._tokens = list(self._tokens)
             return other
@@ -143,7 +150,7 @@ class Session(ClosableHandle):
             ArgumentError: The session holds fewer.
         """
         with self._engine.lock:
-            handle = self._open_handle()
+            handle = self.handle
             held = int(lib.pe_session_n_tokens(handle))
             n_tokens = integer("n_tokens", n_tokens, 0, held)
             call(lib.pe_session_rewind, handle, n_tokens)
@@ -185,7 +192,7 @@ def feed_several(
     begin = 0
     with engine.lock:
         for feed, (session, ids, n_rows) in zip(raw, feeds, strict=True):
-            feed.session = session._open_handle()
+            feed.session = session.handle
             feed.tokens = ffi.cast("const uint32_t *", ids.ctypes.data)
             feed.n_tokens, feed.n_logits = len(ids), n_rows
             rows = out[begin : begin + n_rows]

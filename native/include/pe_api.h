@@ -128,6 +128,72 @@ pe_status pe_find_lattice(void *out, uint8_t *out_found, uint32_t dtype, uint32_
 pe_status pe_dequantize(float *out, uint32_t dtype, const void *blocks, uint64_t n_weights,
                         pe_error *err);
 
+/* ---- rounding with second moments ------------------------------------- */
+
+/* Threads for choosing how weights are stored. Inputs of a matrix are rows x; their second moments
+ * H, the sum of x^T x, say by how much outputs change: e H e^T for a row's errors e. All results
+ * are the same for any number of threads and any instruction set.
+ *
+ * threads  one call at a time on one quantizer
+ * alias    outputs overlap no inputs */
+typedef struct pe_quantizer pe_quantizer;
+
+/* n_threads 0: usable cores; isa as in pe_engine_params.
+ * owner    *out_quantizer is the caller's, released with pe_quantizer_free
+ * errors   PE_ERR_ARG, PE_ERR_NOMEM */
+pe_status pe_quantizer_new(pe_quantizer **out_quantizer, uint32_t n_threads, uint32_t isa,
+                           pe_error *err);
+
+/* NULL is allowed. */
+void pe_quantizer_free(pe_quantizer *quantizer);
+
+/* sums[i][j] += the sum over rows of y[row][i] * x[row][j].
+ * shape    sums [n_y][n_x], y [n_rows][n_y], x [n_rows][n_x]; y may be x
+ * numeric  512 rows at a time; how rows are cut into calls changes the last bits
+ * errors   PE_ERR_NOMEM */
+pe_status pe_quantizer_gram(pe_quantizer *quantizer, float *sums, const float *y, const float *x,
+                            uint64_t n_rows, uint64_t n_y, uint64_t n_x, pe_error *err);
+
+/* Replaces H by its factor R, H + damping * mean(diagonal) I = R R^T: R in the upper triangle with
+ * the diagonal, R[j][k] / R[k][k] at [k][j] below it. Where that is not positive definite more
+ * is put on the diagonal; *out_damping is what it came to.
+ * shape    h [n][n], symmetric
+ * errors   PE_ERR_NUMERIC where no damping helps (NaN), PE_ERR_NOMEM */
+pe_status pe_quantizer_factor(pe_quantizer *quantizer, float *h, uint64_t n, float damping,
+                              float *out_damping, pe_error *err);
+
+/* Replaces rows y by y H^-1, H given by its factor.
+ * shape    y [n_rows][n], factor [n][n] */
+pe_status pe_quantizer_solve(pe_quantizer *quantizer, float *y, const float *factor,
+                             uint64_t n_rows, uint64_t n, pe_error *err);
+
+/* out[i][j] = dot of row i of a and row j of b.
+ * shape    out [n_a][n_b], a [n_a][n], b [n_b][n] */
+pe_status pe_quantizer_product(pe_quantizer *quantizer, float *out, const float *a, const float *b,
+                               uint64_t n_a, uint64_t n_b, uint64_t n, pe_error *err);
+
+/* A matrix to be rounded. */
+typedef struct pe_rounding {
+    uint32_t struct_bytes;
+    uint32_t dtype;
+    uint32_t n_sweeps;  // times that every weight is moved again, after the first rounding
+    uint64_t n_rows;
+    uint64_t n_cols;       // a multiple of the type's block
+    const float *weights;  // [n_rows][n_cols]
+    const float *factor;   // [n_cols][n_cols], of pe_quantizer_factor
+    const float *moments;  // [n_cols][n_cols], H itself
+    void *out;             // room for the blocks
+    double error;          // out: the sum over rows of e H e^T
+    double norm;           // out: of w H w^T
+} pe_rounding;
+
+/* Rounds with error feedback (GPTQ, arXiv:2210.17323, in the form of LDLQ, arXiv:2307.13304); the
+ * scales of each block are searched for when its turn comes, on the weights as feedback has moved
+ * them.
+ * errors   PE_ERR_ARG, PE_ERR_UNSUPPORTED, PE_ERR_NUMERIC (a weight that is no number, with its
+ *          index; a scale that leaves fp16, with its row), PE_ERR_NOMEM */
+pe_status pe_quantizer_round(pe_quantizer *quantizer, pe_rounding *rounding, pe_error *err);
+
 /* ---- files ------------------------------------------------------------ */
 
 typedef struct pe_file pe_file;
@@ -353,6 +419,46 @@ typedef struct pe_feed {
  *          every session holds what it held before */
 pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
                             const int32_t *cancel, pe_error *err);
+
+/* ---- layers by themselves ---------------------------------------------- */
+
+/* What a matrix is multiplied with, for those who choose how weights are stored. */
+typedef struct pe_tap {
+    uint32_t tensor;   // index in the file, of a matrix; of the token embedding: as the head
+    float *rows;       // the caller's, or NULL: [n_tokens][n_cols], inputs of the run's tokens in
+                       // order; not written for stacked matrices (experts)
+    float *residual;   // the caller's, or NULL: [n_tokens][d_model], the residual stream then
+    double *sums;      // the caller's, or NULL: [n_stacked][n_cols], squares are added
+    uint64_t *counts;  // beside sums: [n_stacked], tokens are added
+    uint32_t order;    // out: 0: never multiplied, else 1 for the first product of those tapped,
+                       // and so on; the same where they were one operation
+} pe_tap;
+
+/* A run of some layers over the tokens of one text. */
+typedef struct pe_layer_run {
+    uint32_t struct_bytes;
+    uint32_t first_layer;  // 0: from the tokens' embeddings
+    uint32_t end_layer;    // up to before this one; n_layers + 1: the last norm and the head too
+    uint32_t n_tokens;     // 1 to n_ctx
+    const uint32_t *tokens;
+    float *x;       // the caller's [n_tokens][d_model]: the residual stream in front of first_layer
+                    // (not read for 0), then behind the last layer run, or behind the last norm
+    float *logits;  // the caller's [n_tokens][n_vocab] for n_layers + 1, or NULL
+    pe_tap *taps;
+    uint32_t n_taps;
+    uint32_t ends_with_taps;  // 1: over when every tap has seen its product; x is then the residual
+                              // stream as it stood
+} pe_layer_run;
+
+/* Runs layers over a text from position 0; the session must be empty and is empty again after
+ * it. Layer by layer gives the bits of pe_engine_forward. Of matrices fused into one
+ * tensor the first that is multiplied is what a tap sees.
+ *
+ * cancel   as pe_engine_forward
+ * errors   as pe_engine_forward; PE_ERR_UNSUPPORTED for a range that does not begin at layer 0
+ *          where layers use what earlier ones stored (shared keys and values) */
+pe_status pe_session_run_layers(pe_session *session, const pe_layer_run *run, const int32_t *cancel,
+                                pe_error *err);
 
 /* ---- embedding -------------------------------------------------------- */
 

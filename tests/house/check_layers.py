@@ -18,7 +18,7 @@ C_LAYERS: dict[str, set[str]] = {
     "ops": {"base", "kernels", "kv", "ops", "pe_dtype.h", "pe_page.h", "pe_strip.h"},
     "model": {"base", "format", "kernels", "kv", "ops", "model"},
     "sample": {"base"},
-    "quantize": {"base", "format", "quantize"},
+    "quantize": {"base", "format", "kernels", "quantize"},
     "engine": {"base", "format", "kernels", "kv", "ops", "model", "engine"},
 }
 
@@ -39,6 +39,7 @@ PY_LAYERS: list[set[str]] = [
     {"_file", "_info", "_messages", "_quant", "_reply", "_sampler", "_tasks", "_tokenizer"},
     {"_self_test"},
     {"_session"},
+    {"_layers"},
     {"_divergence"},
     {"_generate", "_perplexity"},
     {"_answers", "_chat", "_embed"},
@@ -56,8 +57,8 @@ CONVERTERS_MAY = {"", "_errors", "_pretokenizers", "_self_test", "_vocabulary"}
 
 # Modules of pyengine and of the converters that the quantizers use.
 QUANTIZERS_MAY = {
-    "pyengine": {"", "_errors"},
-    "converters": {"", "_encode", "_gguf_writer"},
+    "pyengine": {"", "_errors", "_layers", "_native", "_quant"},
+    "converters": {"", "_encode", "_gguf_writer", "_types"},
 }
 
 

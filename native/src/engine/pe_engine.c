@@ -12,6 +12,7 @@
 #include "pe_history.h"
 #include "pe_mem.h"
 #include "pe_ram.h"
+#include "pe_tap.h"
 
 /* Enough columns to amortise unpacking the weights; scratch stays below 100 MB for
  * 8B shapes (256 tokens * 4 bytes * (3 * 4096 + 2 * 14336 + ...)). */
@@ -355,11 +356,14 @@ pe_status pe_engine_run_batch(pe_engine *engine, const int32_t *cancel, pe_error
     if (engine->scratch.n_tokens == 0) {
         return PE_OK;
     }
+    if (engine->ops.taps != NULL) {
+        pe_taps_begin(engine->ops.taps, engine->scratch.places[0].position);
+    }
     const pe_status status =
         pe_forward(&engine->model, &engine->ops, &engine->kv, &engine->scratch, cancel, err);
     engine->scratch.n_tokens = 0;
     engine->scratch.n_spans = 0;
-    if (status == PE_OK) {
+    if (status == PE_OK && engine->scratch.range.rows == NULL) {
         pe_resident_make(&engine->resident, &engine->ops, RESIDENT_SHARE);
     }
     return status;
@@ -404,6 +408,13 @@ static pe_status reserve_all(pe_engine *engine, const pe_feed *feeds, uint32_t n
     return PE_OK;
 }
 
+/* A token's row of the residual stream, where a range of layers runs from an empty session. */
+static float *row_of(const pe_engine *engine, uint32_t position) {
+    const pe_layer_range *range = &engine->scratch.range;
+    return range->rows == NULL ? NULL
+                               : range->rows + (uint64_t)position * engine->model.hparams.d_model;
+}
+
 /* Puts a feed's tokens into the scratch, from `first` on, as many as fit, up to a span; gives
  * how many. */
 static uint32_t add_tokens(pe_engine *engine, const pe_feed *feed, uint32_t first) {
@@ -426,7 +437,8 @@ static uint32_t add_tokens(pe_engine *engine, const pe_feed *feed, uint32_t firs
             logits =
                 feed->logits + (uint64_t)(position - first_logits) * engine->model.hparams.n_vocab;
         }
-        s->tokens[s->n_tokens] = (pe_token){.id = tokens[i], .logits = logits};
+        s->tokens[s->n_tokens] =
+            (pe_token){.id = tokens[i], .logits = logits, .hidden = row_of(engine, position)};
         s->places[s->n_tokens] =
             (pe_place){.table = &session->table, .position = position, .end = position + 1};
     }
@@ -468,10 +480,10 @@ static void end_feed(pe_engine *engine, const pe_feed *feed, bool ok) {
     }
 }
 
-pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
-                            const int32_t *cancel, pe_error *err) {
-    PE_TRY(pe_engine_check_owner(engine, err));
-    pthread_mutex_lock(&engine->mutex);
+/* Checks the feeds, runs them, and leaves the sessions as success or failure wants it.
+ * threads  the caller holds the mutex */
+static pe_status forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
+                         const int32_t *cancel, pe_error *err) {
     pe_status status = PE_OK;
     uint32_t n_checked = 0;
     for (; n_checked < n_feeds && status == PE_OK; n_checked++) {
@@ -487,6 +499,108 @@ pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_
     for (uint32_t i = 0; i < n_checked; i++) {
         end_feed(engine, &feeds[i], status == PE_OK);
     }
+    return status;
+}
+
+pe_status pe_engine_forward(pe_engine *engine, const pe_feed *feeds, uint32_t n_feeds,
+                            const int32_t *cancel, pe_error *err) {
+    PE_TRY(pe_engine_check_owner(engine, err));
+    pthread_mutex_lock(&engine->mutex);
+    const pe_status status = forward(engine, feeds, n_feeds, cancel, err);
+    pthread_mutex_unlock(&engine->mutex);
+    return status;
+}
+
+/* ---- layers by themselves ---------------------------------------------- */
+
+static pe_status check_run(const pe_session *session, const pe_layer_run *run, pe_error *err) {
+    const pe_hparams *hp = &session->engine->model.hparams;
+    if (run->struct_bytes != sizeof *run) {
+        return pe_fail(err, PE_ERR_ARG,
+                       "pe_layer_run: expected %zu bytes, found %u: caller and library are of"
+                       " different versions",
+                       sizeof *run, run->struct_bytes);
+    }
+    if (run->end_layer > hp->n_layers + 1 || run->first_layer > run->end_layer) {
+        return pe_fail(err, PE_ERR_ARG,
+                       "layers: expected a range within 0 to %u, found %u to before %u",
+                       hp->n_layers + 1, run->first_layer, run->end_layer);
+    }
+    if (run->x == NULL || (run->logits != NULL && run->end_layer != hp->n_layers + 1)) {
+        return pe_fail(err, PE_ERR_ARG,
+                       "layers: expected room for the residual stream, and for logits only behind"
+                       " the head");
+    }
+    if (session->n_tokens > 0) {
+        return pe_fail(err, PE_ERR_ARG, "layers: expected an empty session, found one of %u tokens",
+                       session->n_tokens);
+    }
+    const bool is_whole = run->first_layer == 0 || run->end_layer == run->first_layer;
+    if (!is_whole && (hp->n_shared_kv > 0 || hp->d_ple > 0)) {
+        return pe_fail(err, PE_ERR_UNSUPPORTED,
+                       "layers: expected ones that need nothing of the layers before them, found"
+                       " %s, whose layers share keys and values or have inputs of their own",
+                       session->engine->model.arch->name);
+    }
+    return PE_OK;
+}
+
+/* Finds each tap's tensor; gives its memory and its width. */
+static pe_status place_taps(pe_taps *out, const pe_engine *engine, const pe_layer_run *run,
+                            pe_error *err) {
+    for (uint32_t i = 0; i < run->n_taps; i++) {
+        pe_tensor_info info;
+        PE_TRY(pe_file_tensor(&info, engine->file, run->taps[i].tensor, err));
+        const uint8_t *begin = info.data;
+        run->taps[i].order = 0;
+        out->places[i] = (pe_tap_place){.tap = &run->taps[i],
+                                        .begin = begin,
+                                        .end = begin + info.n_bytes,
+                                        .n_cols = info.dims[0]};
+    }
+    return PE_OK;
+}
+
+static pe_status run_layers(pe_session *session, const pe_layer_run *run, const int32_t *cancel,
+                            pe_error *err) {
+    pe_engine *engine = session->engine;
+    pe_taps taps = {.n_places = run->n_taps,
+                    .x = engine->scratch.x,
+                    .d_model = engine->model.hparams.d_model,
+                    .end_run = run->ends_with_taps != 0};
+    taps.places = pe_mem_zalloc(run->n_taps, sizeof *taps.places);
+    if (taps.places == NULL) {
+        return pe_fail(err, PE_ERR_NOMEM, "layers: no memory for %u taps", run->n_taps);
+    }
+    pe_status status = place_taps(&taps, engine, run, err);
+    if (status == PE_OK) {
+        const pe_feed feed = {.session = session,
+                              .tokens = run->tokens,
+                              .n_tokens = run->n_tokens,
+                              .n_logits = run->logits != NULL ? run->n_tokens : 0,
+                              .logits = run->logits};
+        engine->ops.taps = run->n_taps > 0 ? &taps : NULL;
+        engine->scratch.range = (pe_layer_range){run->x, run->first_layer, run->end_layer};
+        status = forward(engine, &feed, 1, cancel, err);
+        engine->ops.taps = NULL;
+        engine->scratch.range = (pe_layer_range){0};
+        pe_kv_truncate(&engine->kv, &session->table, 0);
+        if (is_recurrent(engine)) {
+            pe_history_rewind(&session->history, &engine->states, 0);
+        }
+        session->n_tokens = 0;
+    }
+    pe_mem_free(taps.places);
+    return status;
+}
+
+pe_status pe_session_run_layers(pe_session *session, const pe_layer_run *run, const int32_t *cancel,
+                                pe_error *err) {
+    pe_engine *engine = session->engine;
+    PE_TRY(pe_engine_check_owner(engine, err));
+    PE_TRY(check_run(session, run, err));
+    pthread_mutex_lock(&engine->mutex);
+    const pe_status status = run_layers(session, run, cancel, err);
     pthread_mutex_unlock(&engine->mutex);
     return status;
 }

@@ -3,6 +3,7 @@
 #include "pe_pass.h"
 #include "pe_quant.h"
 #include "pe_rope.h"
+#include "pe_tap.h"
 
 /* Adds row i of an embedding to x, if the model has it. */
 static void add_row(float *x, float *room, const pe_weight *embd, uint64_t i) {
@@ -77,14 +78,36 @@ static void run_step(pe_pass *p, const pe_step *step) {
     }
 }
 
+/* Whether a run that is for its taps alone has shown them all. */
+static bool is_over(const pe_pass *p) {
+    const pe_taps *taps = p->ops->taps;
+    return taps != NULL && taps->end_run && taps->n_unseen == 0;
+}
+
 static void run_layer(pe_pass *p) {
     const pe_layer_hparams *layer = pe_pass_layer(p);
     const pe_arch *arch = p->model->arch;
     const pe_step_list *list =
         layer->is_recurrent ? &arch->recurrent[layer->kind] : &arch->layers[layer->kind];
-    for (size_t i = 0; i < list->n_steps && p->s->n_tokens > 0; i++) {
+    for (size_t i = 0; i < list->n_steps && p->s->n_tokens > 0 && !is_over(p); i++) {
         run_step(p, &list->steps[i]);
     }
+}
+
+/* Where only some layers run, tokens' hidden is their row of the residual stream, which goes in
+ * and comes out there. */
+static void load_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    memcpy(p->s->x + i_token * d_model, p->s->tokens[i_token].hidden, d_model * sizeof *p->s->x);
+}
+
+static void save_token(void *arg, uint32_t i_token, uint32_t i_thread) {
+    (void)i_thread;
+    const pe_pass *p = arg;
+    const uint64_t d_model = p->model->hparams.d_model;
+    memcpy(p->s->tokens[i_token].hidden, p->s->x + i_token * d_model, d_model * sizeof *p->s->x);
 }
 
 pe_status pe_forward(const pe_model *model, const pe_ops *ops, const pe_kv_pool *kv,
@@ -92,13 +115,23 @@ pe_status pe_forward(const pe_model *model, const pe_ops *ops, const pe_kv_pool 
     pe_pass p = {.model = model, .ops = ops, .kv = kv, .s = scratch};
     pe_pass_for_tokens(&p, embed_token);
     pe_ple_prepare(&p);
-    for (p.layer = 0; p.layer < model->hparams.n_layers; p.layer++) {
+    const pe_layer_range range = scratch->range;
+    if (range.rows != NULL && range.first > 0) {
+        pe_pass_for_tokens(&p, load_token);
+    }
+    const uint32_t n_layers = model->hparams.n_layers;
+    const uint32_t end = range.rows != NULL ? PE_MIN(range.end, n_layers) : n_layers;
+    for (p.layer = range.rows != NULL ? range.first : 0; p.layer < end && !is_over(&p); p.layer++) {
         // Another thread writes it; a stale read only costs one more layer.
         if (cancel != NULL && __atomic_load_n(cancel, __ATOMIC_RELAXED) != 0) {
             return pe_fail(err, PE_ERR_CANCELLED, "cancelled before layer %u of %u", p.layer,
-                           model->hparams.n_layers);
+                           n_layers);
         }
         run_layer(&p);
+    }
+    if (range.rows != NULL && range.end <= n_layers) {
+        pe_pass_for_tokens(&p, save_token);
+        return PE_OK;
     }
     return pe_head_run(&p, err);
 }

@@ -19,11 +19,20 @@ static inline bool pe_token_is_wanted(const pe_token *token) {
     return token->logits != NULL || token->hidden != NULL;
 }
 
+/* Which layers a pass runs, where not all: from first to before end, the head being the layer
+ * behind the last. */
+typedef struct pe_layer_range {
+    float *rows;  // [positions][d_model], the residual stream, in and out; NULL: all layers run
+    uint32_t first;
+    uint32_t end;
+} pe_layer_range;
+
 /* A batch and all memory that a pass over it needs, taken once. */
 typedef struct pe_scratch {
     uint32_t n_batch;  // tokens that fit
     uint64_t n_bytes;
     uint32_t n_tokens;  // in the batch now
+    pe_layer_range range;
     pe_token *tokens;
     pe_place *places;      // beside tokens
     uint32_t n_rotations;  // kinds of angles that the model has

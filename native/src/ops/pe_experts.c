@@ -4,6 +4,7 @@
 
 #include "pe_math.h"
 #include "pe_product.h"
+#include "pe_tap.h"
 
 /* ---- routing ---------------------------------------------------------- */
 
@@ -170,6 +171,7 @@ static void experts_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
 void pe_experts_matmul(const pe_ops *ops, const pe_product *products, size_t n_products,
                        const pe_routes *routes, pe_acts *acts) {
     experts_job job = {.ops = ops, .products = products, .routes = routes, .acts = acts};
+    pe_taps_see_stacked(ops->taps, products, n_products, acts, routes->firsts, routes->n_experts);
     pe_product_quantize(ops, products, n_products, acts);
     pe_product_cut(&job.cut, ops, products, n_products, routes->n_groups);
     pe_pool_run(ops->pool, experts_chunk, &job, routes->n_groups * job.cut.n_chunks);

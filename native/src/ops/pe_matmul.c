@@ -1,5 +1,6 @@
 /* Matrix products over a batch: runs of rows are dealt to threads. */
 #include "pe_product.h"
+#include "pe_tap.h"
 
 typedef struct matmul_job {
     const pe_ops *ops;
@@ -26,6 +27,7 @@ static void matmul_chunk(void *arg, uint32_t i_claim, uint32_t i_thread) {
 
 void pe_matmul(const pe_ops *ops, const pe_product *products, size_t n_products, pe_acts *acts) {
     matmul_job job = {.ops = ops, .products = products, .acts = acts};
+    pe_taps_see(ops->taps, products, n_products, acts);
     pe_product_quantize(ops, products, n_products, acts);
     pe_product_cut(&job.cut, ops, products, n_products, 1);
     pe_pool_run(ops->pool, matmul_chunk, &job, job.cut.n_chunks);

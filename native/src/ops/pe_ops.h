@@ -10,6 +10,7 @@
 typedef struct pe_ops {
     pe_kernels kernels;
     pe_pool *pool;
+    struct pe_taps *taps;  // pe_tap.h; NULL: nobody looks at what is multiplied
 } pe_ops;
 
 /* A weight as the forward pass sees it: n_rows outputs of n_cols inputs each.
