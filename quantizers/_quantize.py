@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from converters._encode import BY_NAME, TensorType
-from converters._types import kept_at_8_bits, with_whole_blocks
+from converters._types import is_float, kept_at_8_bits, with_whole_blocks
 from pyengine import ArgumentError, Engine, ModelFile, ModelFileError
 from pyengine import quantize as encode
 from quantizers._layerwise import Layerwise, Settings
@@ -159,9 +159,7 @@ def _encode_tensor(
 def _types(file: ModelFile, kind: TensorType, pure: bool) -> dict[str, TensorType]:
     types: dict[str, TensorType] = {}
     for info in file.tensors:
-        if len(info.shape) < 2 or info.name.endswith((".bias", ".ffn_gate_inp.weight")):
-            continue
-        if not info.name.endswith(".weight") or (info.dtype == "F32" and info.shape[0] == 1):
+        if is_float(info.name, info.shape):
             continue
         wanted = BY_NAME["q8_0"] if not pure and kept_at_8_bits(info.name) else kind
         types[info.name] = with_whole_blocks(wanted, info.shape[-1])

@@ -17,10 +17,18 @@ import numpy as np
 import pytest
 
 import converters
+import quantizers
 from converters._families import FAMILIES
 from converters._gguf_writer import Field
 from converters._mapping import ModelMapping
-from pyengine import ConversionError, Engine, ModelFormatError, UnsupportedModelError
+from pyengine import (
+    ConversionError,
+    Engine,
+    ModelFile,
+    ModelFormatError,
+    UnsupportedModelError,
+)
+from quantizers._weights import Weights
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = sorted(path.parent.name for path in (GOLDEN / "families").glob("*/logits.npy"))
@@ -55,6 +63,20 @@ def tokens_of(name: str) -> list[int]:
 def expected_of(name: str) -> Array:
     rows: Array = np.load(GOLDEN / "families" / name / "logits.npy")
     return rows
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quantizing_a_converted_file_is_converting_to_that_type(
+    name: str, converted: Converted, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    quantizers.quantize(converted(name, "f32"), out, dtype="q8_0", method="plain")
+    with ModelFile(out) as file, ModelFile(converted(name, "q8_0")) as other:
+        ours, theirs = Weights(file), Weights(other)
+        assert [tensor.dtype for tensor in file.tensors] == [t.dtype for t in other.tensors]
+        for tensor in file.tensors:
+            assert (ours.raw(tensor.name) == theirs.raw(tensor.name)).all(), tensor.name
+        assert file.unsupported_reason() is None
 
 
 def test_every_architecture_has_a_golden() -> None:
