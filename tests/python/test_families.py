@@ -89,6 +89,34 @@ def test_every_architecture_has_a_golden() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_family_quantizes_with_feedback(
+    name: str, converted: Converted, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    words = rng.choice(["the", "little", "fox", "saw", "a", "big", "tree"], 3000)
+    text, out = tmp_path / "text.txt", tmp_path / "out.gguf"
+    text.write_text(" ".join(words))
+
+    def quantize() -> quantizers.Report:
+        return quantizers.quantize(
+            converted(name, "f32"), out, dtype="q8_0", calibration=[text], tokens=2048
+        )
+
+    if name == "gemma4":
+        with pytest.raises(UnsupportedModelError, match="share keys and values"):
+            quantize()
+        assert not list(tmp_path.glob("out*"))
+        return
+    report = quantize()
+    assert any("blk.0." in matrix for matrix in report.errors)
+    tokens, expected = tokens_of(name), expected_of(name)
+    with Engine(out, n_threads=2) as engine:
+        found = engine.logits(tokens)[-len(expected) :]
+    # The weights are random, and so are the experts that a rounding makes the router choose.
+    assert np.sqrt(np.mean((found - expected) ** 2)) / expected.std() < 0.3
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_f32_logits_equal_those_of_transformers(converted: Converted, name: str) -> None:
     tokens, expected = tokens_of(name), expected_of(name)
     assert expected.std() > 0.8  # so that 1e-4 says something
