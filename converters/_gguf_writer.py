@@ -77,7 +77,8 @@ class OutTensor:
         return math.prod(self.shape[:-1]) * self.kind.row_bytes(self.shape[-1])
 
 
-def _padding(size: int) -> int:
+def padding(size: int) -> int:
+    """Zeros between a tensor of that many bytes, or the directory, and what follows."""
     return -size % _ALIGNMENT
 
 
@@ -92,7 +93,8 @@ def _string(text: str) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def _field(field: Field) -> bytes:
+def field_bytes(field: Field) -> bytes:
+    """A metadata entry as the file has it."""
     kind, value = field.kind, field.value
     head = _string(field.key)
     try:
@@ -133,22 +135,26 @@ def build_header(fields: Sequence[Field], tensors: Sequence[OutTensor]) -> bytes
         if len(set(names)) != len(names):
             twice = next(name for name in names if names.count(name) > 1)
             raise ConversionError(f"{what} {twice!r}: expected once, found twice")
-    parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(fields))]
-    parts += [_field(field) for field in fields]
+    return join_header([field_bytes(field) for field in fields], tensors)
+
+
+def join_header(entries: Sequence[bytes], tensors: Sequence[OutTensor]) -> bytes:
+    """As `build_header`, of metadata that is bytes already."""
+    parts = [_MAGIC, struct.pack("<IQQ", _VERSION, len(tensors), len(entries)), *entries]
     offset = 0
     for tensor in tensors:
         dims = tensor.shape[::-1]
         parts.append(_string(tensor.name))
         parts.append(struct.pack(f"<I{len(dims)}Q", len(dims), *dims))
         parts.append(struct.pack("<IQ", tensor.kind.code, offset))
-        offset += tensor.bytes + _padding(tensor.bytes)
+        offset += tensor.bytes + padding(tensor.bytes)
     header = b"".join(parts)
-    return header + bytes(_padding(len(header)))
+    return header + bytes(padding(len(header)))
 
 
 def file_size(header: bytes, tensors: Iterable[OutTensor]) -> int:
     """Bytes of the finished file."""
-    return len(header) + sum(t.bytes + _padding(t.bytes) for t in tensors)
+    return len(header) + sum(t.bytes + padding(t.bytes) for t in tensors)
 
 
 def write_gguf(
@@ -181,11 +187,7 @@ def write_gguf(
         ConversionError: The pieces of a tensor do not add up to its size.
     """
     total = file_size(header, tensors)
-    if path.is_symlink():  # it keeps pointing where it did
-        path = path.resolve()
-    _check_target(path, total, overwrite)
-    # Unique, so that two runs for one target do not write into each other's file.
-    partial = path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+    path, partial = choose_names(path, total, overwrite)
     # True before the file is there: an interrupt right after open() must find it set.
     unfinished = True
     try:
@@ -193,19 +195,37 @@ def write_gguf(
             _write_all(file, header, tensors, pieces, total, progress)
             file.flush()
             os.fsync(file.fileno())
-        if not overwrite and path.exists():
-            raise ModelFileError(f"{path}: expected no file, found one made in the meantime")
-        partial.replace(path)
+        put_in_place(partial, path, overwrite)
         unfinished = False
     except OSError as error:
         if isinstance(error, ModelFileError):
             raise
-        raise _write_error(path, total, error) from error
+        raise write_error(path, total, error) from error
     finally:
         if unfinished:
             partial.unlink(missing_ok=True)
-    _sync_folder(path.parent)
     return total
+
+
+def choose_names(path: Path, total: int, overwrite: bool) -> tuple[Path, Path]:
+    """The file to make, checked, and a name beside it for as long as it is not complete.
+
+    Raises:
+        ModelFileError: It cannot be made there, or the disk is too full for its bytes.
+    """
+    if path.is_symlink():  # it keeps pointing where it did
+        path = path.resolve()
+    _check_target(path, total, overwrite)
+    # Unique, so that two runs for one target do not write into each other's file.
+    return path, path.with_name(f"{path.name}.{os.getpid()}-{secrets.token_hex(4)}.partial")
+
+
+def put_in_place(partial: Path, path: Path, overwrite: bool) -> None:
+    """Gives a complete file its name."""
+    if not overwrite and path.exists():
+        raise ModelFileError(f"{path}: expected no file, found one made in the meantime")
+    partial.replace(path)
+    _sync_folder(path.parent)
 
 
 def _write_all(
@@ -229,8 +249,8 @@ def _write_all(
             raise ConversionError(
                 f"tensor {tensor.name!r}: expected {tensor.bytes} bytes, found {written}"
             )
-        file.write(bytes(_padding(written)))
-        done += written + _padding(written)
+        file.write(bytes(padding(written)))
+        done += written + padding(written)
 
 
 def _check_target(path: Path, total: int, overwrite: bool) -> None:
@@ -248,7 +268,8 @@ def _check_target(path: Path, total: int, overwrite: bool) -> None:
         raise ModelFileError(f"{path}: expected {total} bytes of free disk, found {free}")
 
 
-def _write_error(path: Path, total: int, error: OSError) -> ModelFileError:
+def write_error(path: Path, total: int, error: OSError) -> ModelFileError:
+    """What to tell of a file of so many bytes that could not be written."""
     # Windows has no quota error.
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):
         try:

@@ -24,6 +24,18 @@ _KEPT_AT_8_BITS = (
 )
 # Read a row a token, and small.
 _FLOAT_EMBEDDINGS = ("position_embd.weight", "token_types.weight")
+# How names of what is read as floats end, where dimensions do not tell: biases, routers, and what
+# recurrent layers compute with by themselves.
+_FLOAT_ENDINGS = (
+    ".bias",
+    ".ffn_gate_inp.weight",
+    ".ffn_gate_inp_shexp.weight",
+    ".shortconv.conv.weight",
+    ".ssm_a",
+    ".ssm_conv1d.weight",
+    ".ssm_d",
+    ".ssm_norm.weight",
+)
 # Types for rows that are whole blocks of 32, but not of 256: those that llama.cpp takes.
 _SMALLER = {
     "Q2_K": _encode.Q4_0,
@@ -197,12 +209,10 @@ def with_whole_blocks(kind: TensorType, columns: int) -> TensorType:
     return _encode.F16
 
 
+def is_float(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a tensor of a file is read as floats, or is so small that it had better be."""
+    return len(shape) == 1 or name.endswith(_FLOAT_ENDINGS) or name in _FLOAT_EMBEDDINGS
+
+
 def _is_float(item: Mapped) -> bool:
-    """Whether a tensor is read as floats, or is so small that it had better be."""
-    return (
-        len(item.shape) == 1
-        or item.target.endswith(".bias")
-        or item.target.endswith(".ffn_gate_inp.weight")
-        or item.target in _FLOAT_EMBEDDINGS
-        or (item.rule is not None and item.rule.exact)
-    )
+    return is_float(item.target, item.shape) or (item.rule is not None and item.rule.exact)

@@ -435,7 +435,9 @@ def _quantize(arguments: tuple[str, ...]) -> int:
     """Writes a GGUF file in fewer bits; see `pyengine quantize --help`."""
     from quantizers.__main__ import main as quantize_main
 
-    return int(quantize_main(list(arguments), prog_name="pyengine quantize") or 0)
+    # Not standalone: errors and Ctrl-C are told as those of other commands.
+    code = quantize_main.main(list(arguments), prog_name="pyengine quantize", standalone_mode=False)
+    return code if isinstance(code, int) else 0
 
 
 # ---- entry ----

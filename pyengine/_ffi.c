@@ -583,70 +583,70 @@ static void (*_cffi_call_python_org)(struct _cffi_externpy_s *, char *);
 /************************************************************/
 
 static void *_cffi_types[] = {
-/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
-/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 84), // float *
-/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 84), // float const *
+/*  0 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(float *, float const *, uint32_t const *, uint64_t, uint32_t, pe_error *)
+/*  1 */ _CFFI_OP(_CFFI_OP_POINTER, 76), // float *
+/*  2 */ _CFFI_OP(_CFFI_OP_POINTER, 76), // float const *
 /*  3 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t const *
 /*  4 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24), // uint64_t
 /*  5 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22), // uint32_t
-/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 220), // pe_error *
+/*  6 */ _CFFI_OP(_CFFI_OP_POINTER, 228), // pe_error *
 /*  7 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
+/*  8 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(float *, uint32_t, void const *, uint64_t, pe_error *)
 /*  9 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 10 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 245), // void const *
+/* 11 */ _CFFI_OP(_CFFI_OP_POINTER, 253), // void const *
 /* 12 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 13 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 14 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
-/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 215), // pe_dtype_info *
+/* 15 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_dtype_info *, uint32_t, pe_error *)
+/* 16 */ _CFFI_OP(_CFFI_OP_POINTER, 223), // pe_dtype_info *
 /* 17 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 18 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 19 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
+/* 20 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_engine * *, pe_file *, pe_engine_params const *, pe_error *)
 /* 21 */ _CFFI_OP(_CFFI_OP_POINTER, 27), // pe_engine * *
-/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 222), // pe_file *
-/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 219), // pe_engine_params const *
+/* 22 */ _CFFI_OP(_CFFI_OP_POINTER, 230), // pe_file *
+/* 23 */ _CFFI_OP(_CFFI_OP_POINTER, 227), // pe_engine_params const *
 /* 24 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 25 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
-/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 217), // pe_engine *
-/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 221), // pe_feed const *
+/* 26 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_engine *, pe_feed const *, uint32_t, int32_t const *, pe_error *)
+/* 27 */ _CFFI_OP(_CFFI_OP_POINTER, 225), // pe_engine *
+/* 28 */ _CFFI_OP(_CFFI_OP_POINTER, 229), // pe_feed const *
 /* 29 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 213), // int32_t const *
+/* 30 */ _CFFI_OP(_CFFI_OP_POINTER, 221), // int32_t const *
 /* 31 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 32 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_engine *, pe_text const *, uint32_t, pe_embed_params const *, int32_t const *, pe_error *)
+/* 33 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_engine *, pe_text const *, uint32_t, pe_embed_params const *, int32_t const *, pe_error *)
 /* 34 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 240), // pe_text const *
+/* 35 */ _CFFI_OP(_CFFI_OP_POINTER, 248), // pe_text const *
 /* 36 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 216), // pe_embed_params const *
+/* 37 */ _CFFI_OP(_CFFI_OP_POINTER, 224), // pe_embed_params const *
 /* 38 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
 /* 39 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 40 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_file * *, char const *, pe_error *)
+/* 41 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_file * *, char const *, pe_error *)
 /* 42 */ _CFFI_OP(_CFFI_OP_POINTER, 22), // pe_file * *
-/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 208), // char const *
+/* 43 */ _CFFI_OP(_CFFI_OP_POINTER, 216), // char const *
 /* 44 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 45 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_file const *, pe_error *)
-/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 222), // pe_file const *
+/* 46 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_file const *, pe_error *)
+/* 47 */ _CFFI_OP(_CFFI_OP_POINTER, 230), // pe_file const *
 /* 48 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 49 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
-/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 227), // pe_meta *
+/* 50 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_meta *, pe_file const *, uint64_t, pe_error *)
+/* 51 */ _CFFI_OP(_CFFI_OP_POINTER, 235), // pe_meta *
 /* 52 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
 /* 53 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 54 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 55 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer * *, uint32_t, uint32_t, pe_error *)
+/* 56 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_quantizer * *, uint32_t, uint32_t, pe_error *)
 /* 57 */ _CFFI_OP(_CFFI_OP_POINTER, 63), // pe_quantizer * *
 /* 58 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 59 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 60 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 61 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, float *, float const *, float const *, uint64_t, uint64_t, uint64_t, pe_error *)
-/* 63 */ _CFFI_OP(_CFFI_OP_POINTER, 230), // pe_quantizer *
+/* 62 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_quantizer *, float *, float const *, float const *, uint64_t, uint64_t, uint64_t, pe_error *)
+/* 63 */ _CFFI_OP(_CFFI_OP_POINTER, 238), // pe_quantizer *
 /* 64 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 65 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 66 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
@@ -655,180 +655,188 @@ static void *_cffi_types[] = {
 /* 69 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
 /* 70 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 71 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, float *, float const *, uint64_t, uint64_t, pe_error *)
+/* 72 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_quantizer *, float *, uint64_t, float, float *, pe_error *)
 /* 73 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
 /* 74 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 75 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 77 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 75 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 76 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
+/* 77 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
 /* 78 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 79 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, float *, uint64_t, float, float *, pe_error *)
+/* 80 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_quantizer *, pe_rounding *, pe_error *)
 /* 81 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
-/* 82 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 83 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 84 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 13), // float
-/* 85 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 86 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 87 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 88 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_quantizer *, pe_rounding *, pe_error *)
-/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
-/* 90 */ _CFFI_OP(_CFFI_OP_POINTER, 232), // pe_rounding *
+/* 82 */ _CFFI_OP(_CFFI_OP_POINTER, 240), // pe_rounding *
+/* 83 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 84 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 85 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
+/* 86 */ _CFFI_OP(_CFFI_OP_POINTER, 94), // pe_sampler * *
+/* 87 */ _CFFI_OP(_CFFI_OP_POINTER, 242), // pe_sampler_params const *
+/* 88 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
+/* 89 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 90 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 91 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 92 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_sampler * *, pe_sampler_params const *, uint32_t const *, float const *, uint32_t, pe_error *)
-/* 94 */ _CFFI_OP(_CFFI_OP_POINTER, 102), // pe_sampler * *
-/* 95 */ _CFFI_OP(_CFFI_OP_POINTER, 234), // pe_sampler_params const *
-/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 3),
-/* 97 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 98 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 99 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 101 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
-/* 102 */ _CFFI_OP(_CFFI_OP_POINTER, 233), // pe_sampler *
-/* 103 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
-/* 104 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 105 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 107 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 108 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session * *, pe_engine *, pe_error *)
-/* 109 */ _CFFI_OP(_CFFI_OP_POINTER, 115), // pe_session * *
-/* 110 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 112 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 113 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session * *, pe_session *, pe_error *)
-/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 109),
-/* 115 */ _CFFI_OP(_CFFI_OP_POINTER, 235), // pe_session *
-/* 116 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 117 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 118 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session *, pe_layer_run const *, int32_t const *, pe_error *)
-/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 115),
-/* 120 */ _CFFI_OP(_CFFI_OP_POINTER, 226), // pe_layer_run const *
-/* 121 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
-/* 122 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 123 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 124 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_session *, uint32_t, pe_error *)
-/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 115),
-/* 126 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 127 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 128 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 129 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
-/* 130 */ _CFFI_OP(_CFFI_OP_POINTER, 239), // pe_tensor_info *
-/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
-/* 132 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 93 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_sampler *, uint32_t *, float const *, uint32_t, pe_error *)
+/* 94 */ _CFFI_OP(_CFFI_OP_POINTER, 241), // pe_sampler *
+/* 95 */ _CFFI_OP(_CFFI_OP_POINTER, 5), // uint32_t *
+/* 96 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 97 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 98 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 99 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 100 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_session * *, pe_engine *, pe_error *)
+/* 101 */ _CFFI_OP(_CFFI_OP_POINTER, 107), // pe_session * *
+/* 102 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 103 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 104 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 105 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_session * *, pe_session *, pe_error *)
+/* 106 */ _CFFI_OP(_CFFI_OP_NOOP, 101),
+/* 107 */ _CFFI_OP(_CFFI_OP_POINTER, 243), // pe_session *
+/* 108 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 109 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 110 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_session *, pe_layer_run const *, int32_t const *, pe_error *)
+/* 111 */ _CFFI_OP(_CFFI_OP_NOOP, 107),
+/* 112 */ _CFFI_OP(_CFFI_OP_POINTER, 234), // pe_layer_run const *
+/* 113 */ _CFFI_OP(_CFFI_OP_NOOP, 30),
+/* 114 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 115 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 116 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_session *, uint32_t, pe_error *)
+/* 117 */ _CFFI_OP(_CFFI_OP_NOOP, 107),
+/* 118 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 119 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 120 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 121 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(pe_tensor_info *, pe_file const *, uint64_t, pe_error *)
+/* 122 */ _CFFI_OP(_CFFI_OP_POINTER, 247), // pe_tensor_info *
+/* 123 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 124 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 125 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 126 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 127 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
+/* 128 */ _CFFI_OP(_CFFI_OP_NOOP, 95),
+/* 129 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 130 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 131 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 132 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 133 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
 /* 134 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(uint32_t *, float *, uint32_t, float const *, uint32_t, pe_error *)
-/* 136 */ _CFFI_OP(_CFFI_OP_NOOP, 103),
-/* 137 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
-/* 138 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 135 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(void *, uint32_t, float const *, float const *, uint64_t, uint64_t, pe_error *)
+/* 136 */ _CFFI_OP(_CFFI_OP_POINTER, 253), // void *
+/* 137 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 138 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 139 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 140 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 141 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 142 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(void *, uint32_t, float const *, float const *, uint64_t, uint64_t, pe_error *)
-/* 144 */ _CFFI_OP(_CFFI_OP_POINTER, 245), // void *
-/* 145 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 146 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 140 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 141 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 142 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 143 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 144 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
+/* 145 */ _CFFI_OP(_CFFI_OP_NOOP, 136),
+/* 146 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
 /* 147 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
 /* 148 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 149 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 150 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 152 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(void *, uint32_t, float const *, uint64_t, pe_error *)
-/* 153 */ _CFFI_OP(_CFFI_OP_NOOP, 144),
+/* 149 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 150 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 151 */ _CFFI_OP(_CFFI_OP_FUNCTION, 244), // pe_status()(void *, uint8_t *, uint32_t, uint32_t, float const *, uint64_t, pe_error *)
+/* 152 */ _CFFI_OP(_CFFI_OP_NOOP, 136),
+/* 153 */ _CFFI_OP(_CFFI_OP_POINTER, 252), // uint8_t *
 /* 154 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 155 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 156 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 157 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
-/* 158 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION, 236), // pe_status()(void *, uint8_t *, uint32_t, uint32_t, float const *, uint64_t, pe_error *)
-/* 160 */ _CFFI_OP(_CFFI_OP_NOOP, 144),
-/* 161 */ _CFFI_OP(_CFFI_OP_POINTER, 244), // uint8_t *
-/* 162 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 163 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 164 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
-/* 165 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
-/* 166 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 155 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 156 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 157 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 158 */ _CFFI_OP(_CFFI_OP_NOOP, 6),
+/* 159 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 160 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
+/* 161 */ _CFFI_OP(_CFFI_OP_POINTER, 243), // pe_session const *
+/* 162 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 163 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
+/* 164 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 165 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
+/* 166 */ _CFFI_OP(_CFFI_OP_POINTER, 241), // pe_sampler const *
 /* 167 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 168 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(pe_session const *)
-/* 169 */ _CFFI_OP(_CFFI_OP_POINTER, 235), // pe_session const *
+/* 168 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_engine *)
+/* 169 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
 /* 170 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 5), // uint32_t()(void)
-/* 172 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 173 */ _CFFI_OP(_CFFI_OP_FUNCTION, 4), // uint64_t()(pe_sampler const *)
-/* 174 */ _CFFI_OP(_CFFI_OP_POINTER, 233), // pe_sampler const *
-/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 176 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_engine *)
-/* 177 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 179 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_engine_info *, pe_engine *)
-/* 180 */ _CFFI_OP(_CFFI_OP_POINTER, 218), // pe_engine_info *
-/* 181 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
-/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 183 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_file *)
-/* 184 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
-/* 185 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 186 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_file_info *, pe_file const *)
-/* 187 */ _CFFI_OP(_CFFI_OP_POINTER, 223), // pe_file_info *
-/* 188 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
-/* 189 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 190 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_quantizer *)
-/* 191 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
-/* 192 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_sampler *)
-/* 194 */ _CFFI_OP(_CFFI_OP_NOOP, 102),
-/* 195 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 196 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_sampler *, uint32_t)
-/* 197 */ _CFFI_OP(_CFFI_OP_NOOP, 102),
-/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
-/* 199 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 200 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_sampler *, uint64_t)
-/* 201 */ _CFFI_OP(_CFFI_OP_NOOP, 102),
-/* 202 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 171 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_engine_info *, pe_engine *)
+/* 172 */ _CFFI_OP(_CFFI_OP_POINTER, 226), // pe_engine_info *
+/* 173 */ _CFFI_OP(_CFFI_OP_NOOP, 27),
+/* 174 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 175 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_file *)
+/* 176 */ _CFFI_OP(_CFFI_OP_NOOP, 22),
+/* 177 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 178 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_file_info *, pe_file const *)
+/* 179 */ _CFFI_OP(_CFFI_OP_POINTER, 231), // pe_file_info *
+/* 180 */ _CFFI_OP(_CFFI_OP_NOOP, 47),
+/* 181 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 182 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_quantizer *)
+/* 183 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
+/* 184 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 185 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_quantizer *, float *, float const *, float const *, uint64_t, uint64_t, uint64_t)
+/* 186 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
+/* 187 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 188 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 189 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 190 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 191 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 192 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 193 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 194 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_quantizer *, float *, float const *, uint64_t, uint64_t)
+/* 195 */ _CFFI_OP(_CFFI_OP_NOOP, 63),
+/* 196 */ _CFFI_OP(_CFFI_OP_NOOP, 1),
+/* 197 */ _CFFI_OP(_CFFI_OP_NOOP, 2),
+/* 198 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 199 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 200 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 201 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_sampler *)
+/* 202 */ _CFFI_OP(_CFFI_OP_NOOP, 94),
 /* 203 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 204 */ _CFFI_OP(_CFFI_OP_FUNCTION, 245), // void()(pe_session *)
-/* 205 */ _CFFI_OP(_CFFI_OP_NOOP, 115),
-/* 206 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
-/* 207 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
-/* 208 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
-/* 209 */ _CFFI_OP(_CFFI_OP_ARRAY, 208), // char[508]
-/* 210 */ (_cffi_opcode_t)(508),
-/* 211 */ _CFFI_OP(_CFFI_OP_POINTER, 212), // double *
-/* 212 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 14), // double
-/* 213 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
-/* 214 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
-/* 215 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
-/* 216 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_embed_params
-/* 217 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine
-/* 218 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_info
-/* 219 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_engine_params
-/* 220 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_error
-/* 221 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_feed
-/* 222 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file
-/* 223 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_file_info
-/* 224 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
-/* 225 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
-/* 226 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_layer_run
-/* 227 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_meta
-/* 228 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
-/* 229 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_pooling
-/* 230 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_quantizer
-/* 231 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_resident_mode
-/* 232 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_rounding
-/* 233 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 13), // pe_sampler
-/* 234 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 14), // pe_sampler_params
-/* 235 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 15), // pe_session
-/* 236 */ _CFFI_OP(_CFFI_OP_ENUM, 6), // pe_status
-/* 237 */ _CFFI_OP(_CFFI_OP_POINTER, 238), // pe_tap *
-/* 238 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 16), // pe_tap
-/* 239 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 17), // pe_tensor_info
-/* 240 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 18), // pe_text
-/* 241 */ _CFFI_OP(_CFFI_OP_POINTER, 4), // uint64_t *
-/* 242 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
-/* 243 */ (_cffi_opcode_t)(4),
-/* 244 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
-/* 245 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
+/* 204 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_sampler *, uint32_t)
+/* 205 */ _CFFI_OP(_CFFI_OP_NOOP, 94),
+/* 206 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 22),
+/* 207 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 208 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_sampler *, uint64_t)
+/* 209 */ _CFFI_OP(_CFFI_OP_NOOP, 94),
+/* 210 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 24),
+/* 211 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 212 */ _CFFI_OP(_CFFI_OP_FUNCTION, 253), // void()(pe_session *)
+/* 213 */ _CFFI_OP(_CFFI_OP_NOOP, 107),
+/* 214 */ _CFFI_OP(_CFFI_OP_FUNCTION_END, 0),
+/* 215 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 1), // _Bool
+/* 216 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 2), // char
+/* 217 */ _CFFI_OP(_CFFI_OP_ARRAY, 216), // char[508]
+/* 218 */ (_cffi_opcode_t)(508),
+/* 219 */ _CFFI_OP(_CFFI_OP_POINTER, 220), // double *
+/* 220 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 14), // double
+/* 221 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 21), // int32_t
+/* 222 */ _CFFI_OP(_CFFI_OP_ENUM, 0), // pe_dtype
+/* 223 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 0), // pe_dtype_info
+/* 224 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 1), // pe_embed_params
+/* 225 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 2), // pe_engine
+/* 226 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 3), // pe_engine_info
+/* 227 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 4), // pe_engine_params
+/* 228 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 5), // pe_error
+/* 229 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 6), // pe_feed
+/* 230 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 7), // pe_file
+/* 231 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 8), // pe_file_info
+/* 232 */ _CFFI_OP(_CFFI_OP_ENUM, 1), // pe_isa
+/* 233 */ _CFFI_OP(_CFFI_OP_ENUM, 2), // pe_kv_type
+/* 234 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 9), // pe_layer_run
+/* 235 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 10), // pe_meta
+/* 236 */ _CFFI_OP(_CFFI_OP_ENUM, 3), // pe_meta_type
+/* 237 */ _CFFI_OP(_CFFI_OP_ENUM, 4), // pe_pooling
+/* 238 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 11), // pe_quantizer
+/* 239 */ _CFFI_OP(_CFFI_OP_ENUM, 5), // pe_resident_mode
+/* 240 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 12), // pe_rounding
+/* 241 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 13), // pe_sampler
+/* 242 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 14), // pe_sampler_params
+/* 243 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 15), // pe_session
+/* 244 */ _CFFI_OP(_CFFI_OP_ENUM, 6), // pe_status
+/* 245 */ _CFFI_OP(_CFFI_OP_POINTER, 246), // pe_tap *
+/* 246 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 16), // pe_tap
+/* 247 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 17), // pe_tensor_info
+/* 248 */ _CFFI_OP(_CFFI_OP_STRUCT_UNION, 18), // pe_text
+/* 249 */ _CFFI_OP(_CFFI_OP_POINTER, 4), // uint64_t *
+/* 250 */ _CFFI_OP(_CFFI_OP_ARRAY, 4), // uint64_t[4]
+/* 251 */ (_cffi_opcode_t)(4),
+/* 252 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 18), // uint8_t
+/* 253 */ _CFFI_OP(_CFFI_OP_PRIMITIVE, 0), // void
 };
 
 static int _cffi_const_PE_DTYPE_F32(unsigned long long *o)
@@ -1338,7 +1346,7 @@ _cffi_f_pe_dequantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1397,7 +1405,7 @@ _cffi_f_pe_dtype_describe(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1460,10 +1468,10 @@ _cffi_f_pe_engine_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(180), arg0, (char **)&x0);
+      _cffi_type(172), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_engine_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(180), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(172), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1576,7 +1584,7 @@ _cffi_f_pe_engine_embed(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1657,7 +1665,7 @@ _cffi_f_pe_engine_forward(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1732,7 +1740,7 @@ _cffi_f_pe_engine_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1785,7 +1793,7 @@ _cffi_f_pe_file_check(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -1848,10 +1856,10 @@ _cffi_f_pe_file_describe(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(187), arg0, (char **)&x0);
+      _cffi_type(179), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_file_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(187), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(179), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -1942,7 +1950,7 @@ _cffi_f_pe_file_meta(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2006,7 +2014,7 @@ _cffi_f_pe_file_open(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2039,10 +2047,10 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(130), arg0, (char **)&x0);
+      _cffi_type(122), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_tensor_info *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(130), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(122), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2076,7 +2084,7 @@ _cffi_f_pe_file_tensor(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2115,19 +2123,19 @@ _cffi_f_pe_find_lattice(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(144), arg0, (char **)&x0);
+      _cffi_type(136), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(144), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(136), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(161), arg1, (char **)&x1);
+      _cffi_type(153), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (uint8_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(161), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(153), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2169,7 +2177,7 @@ _cffi_f_pe_find_lattice(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2256,7 +2264,7 @@ _cffi_f_pe_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2291,10 +2299,10 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(144), arg0, (char **)&x0);
+      _cffi_type(136), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(144), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(136), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2332,7 +2340,7 @@ _cffi_f_pe_quantize(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2371,10 +2379,10 @@ _cffi_f_pe_quantize_weighted(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(144), arg0, (char **)&x0);
+      _cffi_type(136), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (void *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(144), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(136), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2425,7 +2433,7 @@ _cffi_f_pe_quantize_weighted(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2512,7 +2520,7 @@ _cffi_f_pe_quantizer_factor(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2652,7 +2660,7 @@ _cffi_f_pe_quantizer_gram(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2717,7 +2725,7 @@ _cffi_f_pe_quantizer_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2725,9 +2733,9 @@ _cffi_f_pe_quantizer_new(PyObject *self, PyObject *args)
 #  define _cffi_f_pe_quantizer_new _cffi_d_pe_quantizer_new
 #endif
 
-static pe_status _cffi_d_pe_quantizer_product(pe_quantizer * x0, float * x1, float const * x2, float const * x3, uint64_t x4, uint64_t x5, uint64_t x6, pe_error * x7)
+static void _cffi_d_pe_quantizer_product(pe_quantizer * x0, float * x1, float const * x2, float const * x3, uint64_t x4, uint64_t x5, uint64_t x6)
 {
-  return pe_quantizer_product(x0, x1, x2, x3, x4, x5, x6, x7);
+  pe_quantizer_product(x0, x1, x2, x3, x4, x5, x6);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -2740,11 +2748,8 @@ _cffi_f_pe_quantizer_product(PyObject *self, PyObject *args)
   uint64_t x4;
   uint64_t x5;
   uint64_t x6;
-  pe_error * x7;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
-  pe_status result;
-  PyObject *pyresult;
   PyObject *arg0;
   PyObject *arg1;
   PyObject *arg2;
@@ -2752,9 +2757,8 @@ _cffi_f_pe_quantizer_product(PyObject *self, PyObject *args)
   PyObject *arg4;
   PyObject *arg5;
   PyObject *arg6;
-  PyObject *arg7;
 
-  if (!PyArg_UnpackTuple(args, "pe_quantizer_product", 8, 8, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6, &arg7))
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_product", 7, 7, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5, &arg6))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -2805,25 +2809,16 @@ _cffi_f_pe_quantizer_product(PyObject *self, PyObject *args)
   if (x6 == (uint64_t)-1 && PyErr_Occurred())
     return NULL;
 
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(6), arg7, (char **)&x7);
-  if (datasize != 0) {
-    x7 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(6), arg7, (char **)&x7,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pe_quantizer_product(x0, x1, x2, x3, x4, x5, x6, x7); }
+  { pe_quantizer_product(x0, x1, x2, x3, x4, x5, x6); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
+  Py_INCREF(Py_None);
+  return Py_None;
 }
 #else
 #  define _cffi_f_pe_quantizer_product _cffi_d_pe_quantizer_product
@@ -2861,10 +2856,10 @@ _cffi_f_pe_quantizer_round(PyObject *self, PyObject *args)
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(90), arg1, (char **)&x1);
+      _cffi_type(82), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_rounding *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(90), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(82), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -2885,7 +2880,7 @@ _cffi_f_pe_quantizer_round(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -2893,9 +2888,9 @@ _cffi_f_pe_quantizer_round(PyObject *self, PyObject *args)
 #  define _cffi_f_pe_quantizer_round _cffi_d_pe_quantizer_round
 #endif
 
-static pe_status _cffi_d_pe_quantizer_solve(pe_quantizer * x0, float * x1, float const * x2, uint64_t x3, uint64_t x4, pe_error * x5)
+static void _cffi_d_pe_quantizer_solve(pe_quantizer * x0, float * x1, float const * x2, uint64_t x3, uint64_t x4)
 {
-  return pe_quantizer_solve(x0, x1, x2, x3, x4, x5);
+  pe_quantizer_solve(x0, x1, x2, x3, x4);
 }
 #ifndef PYPY_VERSION
 static PyObject *
@@ -2906,19 +2901,15 @@ _cffi_f_pe_quantizer_solve(PyObject *self, PyObject *args)
   float const * x2;
   uint64_t x3;
   uint64_t x4;
-  pe_error * x5;
   Py_ssize_t datasize;
   struct _cffi_freeme_s *large_args_free = NULL;
-  pe_status result;
-  PyObject *pyresult;
   PyObject *arg0;
   PyObject *arg1;
   PyObject *arg2;
   PyObject *arg3;
   PyObject *arg4;
-  PyObject *arg5;
 
-  if (!PyArg_UnpackTuple(args, "pe_quantizer_solve", 6, 6, &arg0, &arg1, &arg2, &arg3, &arg4, &arg5))
+  if (!PyArg_UnpackTuple(args, "pe_quantizer_solve", 5, 5, &arg0, &arg1, &arg2, &arg3, &arg4))
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
@@ -2956,25 +2947,16 @@ _cffi_f_pe_quantizer_solve(PyObject *self, PyObject *args)
   if (x4 == (uint64_t)-1 && PyErr_Occurred())
     return NULL;
 
-  datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(6), arg5, (char **)&x5);
-  if (datasize != 0) {
-    x5 = ((size_t)datasize) <= 640 ? (pe_error *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(6), arg5, (char **)&x5,
-            datasize, &large_args_free) < 0)
-      return NULL;
-  }
-
   Py_BEGIN_ALLOW_THREADS
   _cffi_restore_errno();
-  { result = pe_quantizer_solve(x0, x1, x2, x3, x4, x5); }
+  { pe_quantizer_solve(x0, x1, x2, x3, x4); }
   _cffi_save_errno();
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
-  return pyresult;
+  Py_INCREF(Py_None);
+  return Py_None;
 }
 #else
 #  define _cffi_f_pe_quantizer_solve _cffi_d_pe_quantizer_solve
@@ -2999,10 +2981,10 @@ _cffi_f_pe_sampler_accept(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(102), arg0, (char **)&x0);
+      _cffi_type(94), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(94), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3039,10 +3021,10 @@ _cffi_f_pe_sampler_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(102), arg0, (char **)&x0);
+      _cffi_type(94), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(94), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3091,19 +3073,19 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(94), arg0, (char **)&x0);
+      _cffi_type(86), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(94), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(86), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(95), arg1, (char **)&x1);
+      _cffi_type(87), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_sampler_params const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(95), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(87), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3146,7 +3128,7 @@ _cffi_f_pe_sampler_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3181,19 +3163,19 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(102), arg0, (char **)&x0);
+      _cffi_type(94), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(94), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(103), arg1, (char **)&x1);
+      _cffi_type(95), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(103), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(95), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3227,7 +3209,7 @@ _cffi_f_pe_sampler_pick(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3254,10 +3236,10 @@ _cffi_f_pe_sampler_set_state(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(102), arg0, (char **)&x0);
+      _cffi_type(94), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(102), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(94), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3296,10 +3278,10 @@ _cffi_f_pe_sampler_state(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(174), arg0, (char **)&x0);
+      _cffi_type(166), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_sampler const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(174), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(166), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3342,19 +3324,19 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(109), arg0, (char **)&x0);
+      _cffi_type(101), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(109), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(101), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(115), arg1, (char **)&x1);
+      _cffi_type(107), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(115), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(107), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3375,7 +3357,7 @@ _cffi_f_pe_session_fork(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3396,10 +3378,10 @@ _cffi_f_pe_session_free(PyObject *self, PyObject *arg0)
   struct _cffi_freeme_s *large_args_free = NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(115), arg0, (char **)&x0);
+      _cffi_type(107), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(115), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(107), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3434,10 +3416,10 @@ _cffi_f_pe_session_n_tokens(PyObject *self, PyObject *arg0)
   PyObject *pyresult;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(169), arg0, (char **)&x0);
+      _cffi_type(161), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(169), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(161), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3480,10 +3462,10 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(109), arg0, (char **)&x0);
+      _cffi_type(101), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session * *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(109), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(101), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3513,7 +3495,7 @@ _cffi_f_pe_session_new(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3544,10 +3526,10 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(115), arg0, (char **)&x0);
+      _cffi_type(107), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(115), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(107), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3572,7 +3554,7 @@ _cffi_f_pe_session_rewind(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3605,19 +3587,19 @@ _cffi_f_pe_session_run_layers(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(115), arg0, (char **)&x0);
+      _cffi_type(107), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (pe_session *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(115), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(107), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(120), arg1, (char **)&x1);
+      _cffi_type(112), arg1, (char **)&x1);
   if (datasize != 0) {
     x1 = ((size_t)datasize) <= 640 ? (pe_layer_run const *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(120), arg1, (char **)&x1,
+    if (_cffi_convert_array_argument(_cffi_type(112), arg1, (char **)&x1,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3647,7 +3629,7 @@ _cffi_f_pe_session_run_layers(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -3684,10 +3666,10 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
     return NULL;
 
   datasize = _cffi_prepare_pointer_call_argument(
-      _cffi_type(103), arg0, (char **)&x0);
+      _cffi_type(95), arg0, (char **)&x0);
   if (datasize != 0) {
     x0 = ((size_t)datasize) <= 640 ? (uint32_t *)alloca((size_t)datasize) : NULL;
-    if (_cffi_convert_array_argument(_cffi_type(103), arg0, (char **)&x0,
+    if (_cffi_convert_array_argument(_cffi_type(95), arg0, (char **)&x0,
             datasize, &large_args_free) < 0)
       return NULL;
   }
@@ -3734,7 +3716,7 @@ _cffi_f_pe_top_logprobs(PyObject *self, PyObject *args)
   Py_END_ALLOW_THREADS
 
   (void)self; /* unused */
-  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(236));
+  pyresult = _cffi_from_c_deref((char *)&result, _cffi_type(244));
   if (large_args_free != NULL) _cffi_free_array_arguments(large_args_free);
   return pyresult;
 }
@@ -4044,44 +4026,44 @@ static const struct _cffi_global_s _cffi_globals[] = {
   { "PE_RESIDENT_AUTO", (void *)_cffi_const_PE_RESIDENT_AUTO, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_OFF", (void *)_cffi_const_PE_RESIDENT_OFF, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
   { "PE_RESIDENT_ON", (void *)_cffi_const_PE_RESIDENT_ON, _CFFI_OP(_CFFI_OP_ENUM, -1), (void *)0 },
-  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 171), (void *)_cffi_d_pe_api_version },
+  { "pe_api_version", (void *)_cffi_f_pe_api_version, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_N, 163), (void *)_cffi_d_pe_api_version },
   { "pe_dequantize", (void *)_cffi_f_pe_dequantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 8), (void *)_cffi_d_pe_dequantize },
   { "pe_dtype_describe", (void *)_cffi_f_pe_dtype_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 15), (void *)_cffi_d_pe_dtype_describe },
-  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 176), (void *)_cffi_d_pe_engine_close },
-  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 179), (void *)_cffi_d_pe_engine_describe },
+  { "pe_engine_close", (void *)_cffi_f_pe_engine_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 168), (void *)_cffi_d_pe_engine_close },
+  { "pe_engine_describe", (void *)_cffi_f_pe_engine_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 171), (void *)_cffi_d_pe_engine_describe },
   { "pe_engine_embed", (void *)_cffi_f_pe_engine_embed, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 33), (void *)_cffi_d_pe_engine_embed },
   { "pe_engine_forward", (void *)_cffi_f_pe_engine_forward, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 26), (void *)_cffi_d_pe_engine_forward },
   { "pe_engine_open", (void *)_cffi_f_pe_engine_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 20), (void *)_cffi_d_pe_engine_open },
   { "pe_file_check", (void *)_cffi_f_pe_file_check, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 46), (void *)_cffi_d_pe_file_check },
-  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 183), (void *)_cffi_d_pe_file_close },
-  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 186), (void *)_cffi_d_pe_file_describe },
+  { "pe_file_close", (void *)_cffi_f_pe_file_close, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 175), (void *)_cffi_d_pe_file_close },
+  { "pe_file_describe", (void *)_cffi_f_pe_file_describe, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 178), (void *)_cffi_d_pe_file_describe },
   { "pe_file_meta", (void *)_cffi_f_pe_file_meta, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 50), (void *)_cffi_d_pe_file_meta },
   { "pe_file_open", (void *)_cffi_f_pe_file_open, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 41), (void *)_cffi_d_pe_file_open },
-  { "pe_file_tensor", (void *)_cffi_f_pe_file_tensor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 129), (void *)_cffi_d_pe_file_tensor },
-  { "pe_find_lattice", (void *)_cffi_f_pe_find_lattice, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 159), (void *)_cffi_d_pe_find_lattice },
+  { "pe_file_tensor", (void *)_cffi_f_pe_file_tensor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 121), (void *)_cffi_d_pe_file_tensor },
+  { "pe_find_lattice", (void *)_cffi_f_pe_find_lattice, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 151), (void *)_cffi_d_pe_find_lattice },
   { "pe_logprobs", (void *)_cffi_f_pe_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 0), (void *)_cffi_d_pe_logprobs },
-  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 152), (void *)_cffi_d_pe_quantize },
-  { "pe_quantize_weighted", (void *)_cffi_f_pe_quantize_weighted, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 143), (void *)_cffi_d_pe_quantize_weighted },
-  { "pe_quantizer_factor", (void *)_cffi_f_pe_quantizer_factor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_pe_quantizer_factor },
-  { "pe_quantizer_free", (void *)_cffi_f_pe_quantizer_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 190), (void *)_cffi_d_pe_quantizer_free },
+  { "pe_quantize", (void *)_cffi_f_pe_quantize, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 144), (void *)_cffi_d_pe_quantize },
+  { "pe_quantize_weighted", (void *)_cffi_f_pe_quantize_weighted, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pe_quantize_weighted },
+  { "pe_quantizer_factor", (void *)_cffi_f_pe_quantizer_factor, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_pe_quantizer_factor },
+  { "pe_quantizer_free", (void *)_cffi_f_pe_quantizer_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 182), (void *)_cffi_d_pe_quantizer_free },
   { "pe_quantizer_gram", (void *)_cffi_f_pe_quantizer_gram, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_pe_quantizer_gram },
   { "pe_quantizer_new", (void *)_cffi_f_pe_quantizer_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 56), (void *)_cffi_d_pe_quantizer_new },
-  { "pe_quantizer_product", (void *)_cffi_f_pe_quantizer_product, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 62), (void *)_cffi_d_pe_quantizer_product },
-  { "pe_quantizer_round", (void *)_cffi_f_pe_quantizer_round, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 88), (void *)_cffi_d_pe_quantizer_round },
-  { "pe_quantizer_solve", (void *)_cffi_f_pe_quantizer_solve, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 72), (void *)_cffi_d_pe_quantizer_solve },
-  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 196), (void *)_cffi_d_pe_sampler_accept },
-  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 193), (void *)_cffi_d_pe_sampler_free },
-  { "pe_sampler_new", (void *)_cffi_f_pe_sampler_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 93), (void *)_cffi_d_pe_sampler_new },
-  { "pe_sampler_pick", (void *)_cffi_f_pe_sampler_pick, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 101), (void *)_cffi_d_pe_sampler_pick },
-  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 200), (void *)_cffi_d_pe_sampler_set_state },
-  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 173), (void *)_cffi_d_pe_sampler_state },
-  { "pe_session_fork", (void *)_cffi_f_pe_session_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 113), (void *)_cffi_d_pe_session_fork },
-  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 204), (void *)_cffi_d_pe_session_free },
-  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 168), (void *)_cffi_d_pe_session_n_tokens },
-  { "pe_session_new", (void *)_cffi_f_pe_session_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 108), (void *)_cffi_d_pe_session_new },
-  { "pe_session_rewind", (void *)_cffi_f_pe_session_rewind, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 124), (void *)_cffi_d_pe_session_rewind },
-  { "pe_session_run_layers", (void *)_cffi_f_pe_session_run_layers, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 118), (void *)_cffi_d_pe_session_run_layers },
-  { "pe_top_logprobs", (void *)_cffi_f_pe_top_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 135), (void *)_cffi_d_pe_top_logprobs },
+  { "pe_quantizer_product", (void *)_cffi_f_pe_quantizer_product, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 185), (void *)_cffi_d_pe_quantizer_product },
+  { "pe_quantizer_round", (void *)_cffi_f_pe_quantizer_round, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 80), (void *)_cffi_d_pe_quantizer_round },
+  { "pe_quantizer_solve", (void *)_cffi_f_pe_quantizer_solve, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 194), (void *)_cffi_d_pe_quantizer_solve },
+  { "pe_sampler_accept", (void *)_cffi_f_pe_sampler_accept, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 204), (void *)_cffi_d_pe_sampler_accept },
+  { "pe_sampler_free", (void *)_cffi_f_pe_sampler_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 201), (void *)_cffi_d_pe_sampler_free },
+  { "pe_sampler_new", (void *)_cffi_f_pe_sampler_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 85), (void *)_cffi_d_pe_sampler_new },
+  { "pe_sampler_pick", (void *)_cffi_f_pe_sampler_pick, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 93), (void *)_cffi_d_pe_sampler_pick },
+  { "pe_sampler_set_state", (void *)_cffi_f_pe_sampler_set_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 208), (void *)_cffi_d_pe_sampler_set_state },
+  { "pe_sampler_state", (void *)_cffi_f_pe_sampler_state, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 165), (void *)_cffi_d_pe_sampler_state },
+  { "pe_session_fork", (void *)_cffi_f_pe_session_fork, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 105), (void *)_cffi_d_pe_session_fork },
+  { "pe_session_free", (void *)_cffi_f_pe_session_free, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 212), (void *)_cffi_d_pe_session_free },
+  { "pe_session_n_tokens", (void *)_cffi_f_pe_session_n_tokens, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_O, 160), (void *)_cffi_d_pe_session_n_tokens },
+  { "pe_session_new", (void *)_cffi_f_pe_session_new, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 100), (void *)_cffi_d_pe_session_new },
+  { "pe_session_rewind", (void *)_cffi_f_pe_session_rewind, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 116), (void *)_cffi_d_pe_session_rewind },
+  { "pe_session_run_layers", (void *)_cffi_f_pe_session_run_layers, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 110), (void *)_cffi_d_pe_session_run_layers },
+  { "pe_top_logprobs", (void *)_cffi_f_pe_top_logprobs, _CFFI_OP(_CFFI_OP_CPYTHON_BLTN_V, 127), (void *)_cffi_d_pe_top_logprobs },
 };
 
 static const struct _cffi_field_s _cffi_fields[] = {
@@ -4096,10 +4078,10 @@ static const struct _cffi_field_s _cffi_fields[] = {
                    _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "can_compute", offsetof(pe_dtype_info, can_compute),
                    sizeof(((pe_dtype_info *)0)->can_compute),
-                   _CFFI_OP(_CFFI_OP_NOOP, 207) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 215) },
   { "can_quantize", offsetof(pe_dtype_info, can_quantize),
                     sizeof(((pe_dtype_info *)0)->can_quantize),
-                    _CFFI_OP(_CFFI_OP_NOOP, 207) },
+                    _CFFI_OP(_CFFI_OP_NOOP, 215) },
   { "struct_bytes", offsetof(pe_embed_params, struct_bytes),
                     sizeof(((pe_embed_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -4210,13 +4192,13 @@ static const struct _cffi_field_s _cffi_fields[] = {
                     _CFFI_OP(_CFFI_OP_NOOP, 4) },
   { "code", offsetof(pe_error, code),
             sizeof(((pe_error *)0)->code),
-            _CFFI_OP(_CFFI_OP_NOOP, 213) },
+            _CFFI_OP(_CFFI_OP_NOOP, 221) },
   { "message", offsetof(pe_error, message),
                sizeof(((pe_error *)0)->message),
-               _CFFI_OP(_CFFI_OP_NOOP, 209) },
+               _CFFI_OP(_CFFI_OP_NOOP, 217) },
   { "session", offsetof(pe_feed, session),
                sizeof(((pe_feed *)0)->session),
-               _CFFI_OP(_CFFI_OP_NOOP, 115) },
+               _CFFI_OP(_CFFI_OP_NOOP, 107) },
   { "tokens", offsetof(pe_feed, tokens),
               sizeof(((pe_feed *)0)->tokens),
               _CFFI_OP(_CFFI_OP_NOOP, 3) },
@@ -4270,7 +4252,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "taps", offsetof(pe_layer_run, taps),
             sizeof(((pe_layer_run *)0)->taps),
-            _CFFI_OP(_CFFI_OP_NOOP, 237) },
+            _CFFI_OP(_CFFI_OP_NOOP, 245) },
   { "n_taps", offsetof(pe_layer_run, n_taps),
               sizeof(((pe_layer_run *)0)->n_taps),
               _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -4324,37 +4306,37 @@ static const struct _cffi_field_s _cffi_fields[] = {
                _CFFI_OP(_CFFI_OP_NOOP, 2) },
   { "out", offsetof(pe_rounding, out),
            sizeof(((pe_rounding *)0)->out),
-           _CFFI_OP(_CFFI_OP_NOOP, 144) },
+           _CFFI_OP(_CFFI_OP_NOOP, 136) },
   { "error", offsetof(pe_rounding, error),
              sizeof(((pe_rounding *)0)->error),
-             _CFFI_OP(_CFFI_OP_NOOP, 212) },
+             _CFFI_OP(_CFFI_OP_NOOP, 220) },
   { "norm", offsetof(pe_rounding, norm),
             sizeof(((pe_rounding *)0)->norm),
-            _CFFI_OP(_CFFI_OP_NOOP, 212) },
+            _CFFI_OP(_CFFI_OP_NOOP, 220) },
   { "struct_bytes", offsetof(pe_sampler_params, struct_bytes),
                     sizeof(((pe_sampler_params *)0)->struct_bytes),
                     _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "temperature", offsetof(pe_sampler_params, temperature),
                    sizeof(((pe_sampler_params *)0)->temperature),
-                   _CFFI_OP(_CFFI_OP_NOOP, 84) },
+                   _CFFI_OP(_CFFI_OP_NOOP, 76) },
   { "top_k", offsetof(pe_sampler_params, top_k),
              sizeof(((pe_sampler_params *)0)->top_k),
              _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "top_p", offsetof(pe_sampler_params, top_p),
              sizeof(((pe_sampler_params *)0)->top_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 84) },
+             _CFFI_OP(_CFFI_OP_NOOP, 76) },
   { "min_p", offsetof(pe_sampler_params, min_p),
              sizeof(((pe_sampler_params *)0)->min_p),
-             _CFFI_OP(_CFFI_OP_NOOP, 84) },
+             _CFFI_OP(_CFFI_OP_NOOP, 76) },
   { "repeat_penalty", offsetof(pe_sampler_params, repeat_penalty),
                       sizeof(((pe_sampler_params *)0)->repeat_penalty),
-                      _CFFI_OP(_CFFI_OP_NOOP, 84) },
+                      _CFFI_OP(_CFFI_OP_NOOP, 76) },
   { "presence_penalty", offsetof(pe_sampler_params, presence_penalty),
                         sizeof(((pe_sampler_params *)0)->presence_penalty),
-                        _CFFI_OP(_CFFI_OP_NOOP, 84) },
+                        _CFFI_OP(_CFFI_OP_NOOP, 76) },
   { "frequency_penalty", offsetof(pe_sampler_params, frequency_penalty),
                          sizeof(((pe_sampler_params *)0)->frequency_penalty),
-                         _CFFI_OP(_CFFI_OP_NOOP, 84) },
+                         _CFFI_OP(_CFFI_OP_NOOP, 76) },
   { "penalty_window", offsetof(pe_sampler_params, penalty_window),
                       sizeof(((pe_sampler_params *)0)->penalty_window),
                       _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -4372,10 +4354,10 @@ static const struct _cffi_field_s _cffi_fields[] = {
                 _CFFI_OP(_CFFI_OP_NOOP, 1) },
   { "sums", offsetof(pe_tap, sums),
             sizeof(((pe_tap *)0)->sums),
-            _CFFI_OP(_CFFI_OP_NOOP, 211) },
+            _CFFI_OP(_CFFI_OP_NOOP, 219) },
   { "counts", offsetof(pe_tap, counts),
               sizeof(((pe_tap *)0)->counts),
-              _CFFI_OP(_CFFI_OP_NOOP, 241) },
+              _CFFI_OP(_CFFI_OP_NOOP, 249) },
   { "order", offsetof(pe_tap, order),
              sizeof(((pe_tap *)0)->order),
              _CFFI_OP(_CFFI_OP_NOOP, 5) },
@@ -4393,7 +4375,7 @@ static const struct _cffi_field_s _cffi_fields[] = {
               _CFFI_OP(_CFFI_OP_NOOP, 5) },
   { "dims", offsetof(pe_tensor_info, dims),
             sizeof(((pe_tensor_info *)0)->dims),
-            _CFFI_OP(_CFFI_OP_NOOP, 242) },
+            _CFFI_OP(_CFFI_OP_NOOP, 250) },
   { "data", offsetof(pe_tensor_info, data),
             sizeof(((pe_tensor_info *)0)->data),
             _CFFI_OP(_CFFI_OP_NOOP, 11) },
@@ -4418,94 +4400,94 @@ static const struct _cffi_field_s _cffi_fields[] = {
 };
 
 static const struct _cffi_struct_union_s _cffi_struct_unions[] = {
-  { "pe_dtype_info", 215, _CFFI_F_CHECK_FIELDS,
+  { "pe_dtype_info", 223, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_dtype_info), offsetof(struct _cffi_align__pe_dtype_info, y), 0, 5 },
-  { "pe_embed_params", 216, _CFFI_F_CHECK_FIELDS,
+  { "pe_embed_params", 224, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_embed_params), offsetof(struct _cffi_align__pe_embed_params, y), 5, 4 },
-  { "pe_engine", 217, _CFFI_F_OPAQUE,
+  { "pe_engine", 225, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_engine_info", 218, _CFFI_F_CHECK_FIELDS,
+  { "pe_engine_info", 226, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_engine_info), offsetof(struct _cffi_align__pe_engine_info, y), 9, 24 },
-  { "pe_engine_params", 219, _CFFI_F_CHECK_FIELDS,
+  { "pe_engine_params", 227, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_engine_params), offsetof(struct _cffi_align__pe_engine_params, y), 33, 8 },
-  { "pe_error", 220, _CFFI_F_CHECK_FIELDS,
+  { "pe_error", 228, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_error), offsetof(struct _cffi_align__pe_error, y), 41, 2 },
-  { "pe_feed", 221, _CFFI_F_CHECK_FIELDS,
+  { "pe_feed", 229, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_feed), offsetof(struct _cffi_align__pe_feed, y), 43, 5 },
-  { "pe_file", 222, _CFFI_F_OPAQUE,
+  { "pe_file", 230, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_file_info", 223, _CFFI_F_CHECK_FIELDS,
+  { "pe_file_info", 231, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_file_info), offsetof(struct _cffi_align__pe_file_info, y), 48, 6 },
-  { "pe_layer_run", 226, _CFFI_F_CHECK_FIELDS,
+  { "pe_layer_run", 234, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_layer_run), offsetof(struct _cffi_align__pe_layer_run, y), 54, 10 },
-  { "pe_meta", 227, _CFFI_F_CHECK_FIELDS,
+  { "pe_meta", 235, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_meta), offsetof(struct _cffi_align__pe_meta, y), 64, 7 },
-  { "pe_quantizer", 230, _CFFI_F_OPAQUE,
+  { "pe_quantizer", 238, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_rounding", 232, _CFFI_F_CHECK_FIELDS,
+  { "pe_rounding", 240, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_rounding), offsetof(struct _cffi_align__pe_rounding, y), 71, 11 },
-  { "pe_sampler", 233, _CFFI_F_OPAQUE,
+  { "pe_sampler", 241, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_sampler_params", 234, _CFFI_F_CHECK_FIELDS,
+  { "pe_sampler_params", 242, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_sampler_params), offsetof(struct _cffi_align__pe_sampler_params, y), 82, 10 },
-  { "pe_session", 235, _CFFI_F_OPAQUE,
+  { "pe_session", 243, _CFFI_F_OPAQUE,
     (size_t)-1, -1, -1, 0 /* opaque */ },
-  { "pe_tap", 238, _CFFI_F_CHECK_FIELDS,
+  { "pe_tap", 246, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_tap), offsetof(struct _cffi_align__pe_tap, y), 92, 6 },
-  { "pe_tensor_info", 239, _CFFI_F_CHECK_FIELDS,
+  { "pe_tensor_info", 247, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_tensor_info), offsetof(struct _cffi_align__pe_tensor_info, y), 98, 9 },
-  { "pe_text", 240, _CFFI_F_CHECK_FIELDS,
+  { "pe_text", 248, _CFFI_F_CHECK_FIELDS,
     sizeof(pe_text), offsetof(struct _cffi_align__pe_text, y), 107, 3 },
 };
 
 static const struct _cffi_enum_s _cffi_enums[] = {
-  { "pe_dtype", 214, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
+  { "pe_dtype", 222, _cffi_prim_int(sizeof(pe_dtype), ((pe_dtype)-1) <= 0),
     "PE_DTYPE_F32,PE_DTYPE_F16,PE_DTYPE_Q4_0,PE_DTYPE_Q4_1,PE_DTYPE_Q5_0,PE_DTYPE_Q5_1,PE_DTYPE_Q8_0,PE_DTYPE_Q2_K,"
     "PE_DTYPE_Q3_K,PE_DTYPE_Q4_K,PE_DTYPE_Q5_K,PE_DTYPE_Q6_K,PE_DTYPE_IQ4_NL,PE_DTYPE_IQ4_XS,PE_DTYPE_BF16,"
     "PE_DTYPE_MXFP4" },
-  { "pe_isa", 224, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
+  { "pe_isa", 232, _cffi_prim_int(sizeof(pe_isa), ((pe_isa)-1) <= 0),
     "PE_ISA_BEST,PE_ISA_SCALAR,PE_ISA_AVX2,PE_ISA_AVX_VNNI,PE_ISA_AVX512,PE_ISA_NEON,PE_ISA_DOTPROD,PE_ISA_I8MM" },
-  { "pe_kv_type", 225, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
+  { "pe_kv_type", 233, _cffi_prim_int(sizeof(pe_kv_type), ((pe_kv_type)-1) <= 0),
     "PE_KV_AUTO,PE_KV_F32,PE_KV_F16,PE_KV_Q8_0,PE_KV_Q4_0" },
-  { "pe_meta_type", 228, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
+  { "pe_meta_type", 236, _cffi_prim_int(sizeof(pe_meta_type), ((pe_meta_type)-1) <= 0),
     "PE_META_U8,PE_META_I8,PE_META_U16,PE_META_I16,PE_META_U32,PE_META_I32,PE_META_F32,PE_META_BOOL,PE_META_STRING,"
     "PE_META_ARRAY,PE_META_U64,PE_META_I64,PE_META_F64" },
-  { "pe_pooling", 229, _cffi_prim_int(sizeof(pe_pooling), ((pe_pooling)-1) <= 0),
+  { "pe_pooling", 237, _cffi_prim_int(sizeof(pe_pooling), ((pe_pooling)-1) <= 0),
     "PE_POOLING_NONE,PE_POOLING_MEAN,PE_POOLING_CLS,PE_POOLING_LAST,PE_POOLING_UNSAID" },
-  { "pe_resident_mode", 231, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
+  { "pe_resident_mode", 239, _cffi_prim_int(sizeof(pe_resident_mode), ((pe_resident_mode)-1) <= 0),
     "PE_RESIDENT_AUTO,PE_RESIDENT_OFF,PE_RESIDENT_ON" },
-  { "pe_status", 236, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
+  { "pe_status", 244, _cffi_prim_int(sizeof(pe_status), ((pe_status)-1) <= 0),
     "PE_OK,PE_ERR_ARG,PE_ERR_IO,PE_ERR_FORMAT,PE_ERR_UNSUPPORTED,PE_ERR_NOMEM,PE_ERR_CONTEXT,PE_ERR_NUMERIC,"
     "PE_ERR_CANCELLED" },
 };
 
 static const struct _cffi_typename_s _cffi_typenames[] = {
-  { "pe_dtype", 214 },
-  { "pe_dtype_info", 215 },
-  { "pe_embed_params", 216 },
-  { "pe_engine", 217 },
-  { "pe_engine_info", 218 },
-  { "pe_engine_params", 219 },
-  { "pe_error", 220 },
-  { "pe_feed", 221 },
-  { "pe_file", 222 },
-  { "pe_file_info", 223 },
-  { "pe_isa", 224 },
-  { "pe_kv_type", 225 },
-  { "pe_layer_run", 226 },
-  { "pe_meta", 227 },
-  { "pe_meta_type", 228 },
-  { "pe_pooling", 229 },
-  { "pe_quantizer", 230 },
-  { "pe_resident_mode", 231 },
-  { "pe_rounding", 232 },
-  { "pe_sampler", 233 },
-  { "pe_sampler_params", 234 },
-  { "pe_session", 235 },
-  { "pe_status", 236 },
-  { "pe_tap", 238 },
-  { "pe_tensor_info", 239 },
-  { "pe_text", 240 },
+  { "pe_dtype", 222 },
+  { "pe_dtype_info", 223 },
+  { "pe_embed_params", 224 },
+  { "pe_engine", 225 },
+  { "pe_engine_info", 226 },
+  { "pe_engine_params", 227 },
+  { "pe_error", 228 },
+  { "pe_feed", 229 },
+  { "pe_file", 230 },
+  { "pe_file_info", 231 },
+  { "pe_isa", 232 },
+  { "pe_kv_type", 233 },
+  { "pe_layer_run", 234 },
+  { "pe_meta", 235 },
+  { "pe_meta_type", 236 },
+  { "pe_pooling", 237 },
+  { "pe_quantizer", 238 },
+  { "pe_resident_mode", 239 },
+  { "pe_rounding", 240 },
+  { "pe_sampler", 241 },
+  { "pe_sampler_params", 242 },
+  { "pe_session", 243 },
+  { "pe_status", 244 },
+  { "pe_tap", 246 },
+  { "pe_tensor_info", 247 },
+  { "pe_text", 248 },
 };
 
 static const struct _cffi_type_context_s _cffi_type_context = {
@@ -4520,7 +4502,7 @@ static const struct _cffi_type_context_s _cffi_type_context = {
   7,  /* num_enums */
   26,  /* num_typenames */
   NULL,  /* no includes */
-  246,  /* num_types */
+  254,  /* num_types */
   0,  /* flags */
 };
 

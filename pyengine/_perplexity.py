@@ -110,7 +110,7 @@ def score_text(
     """
     engines = [*models] if reference is None else [*models, reference]
     window = integer("window", window, 4, min(engine.n_ctx for engine in engines))
-    windows = _windows(models[0], text, window)
+    windows = text_windows(models[0], text, window)
     done: list[RowScores] = []
     with ExitStack() as stack:
         workers = stack.enter_context(ThreadPoolExecutor(models[0].info.n_threads))
@@ -131,15 +131,24 @@ def score_text(
     return done
 
 
-def _windows(engine: Engine, text: str, window: int) -> npt.NDArray[np.uint32]:
-    """The text's tokens, ``[n_windows, window]``, each begun with the model's begin token."""
+def text_windows(
+    engine: Engine, text: str, window: int, *, n_least: int = 1
+) -> npt.NDArray[np.uint32]:
+    """The text's tokens, ``[n_windows, window]``, each begun with the model's begin token.
+
+    Raises:
+        ArgumentError: The text makes fewer than ``n_least`` windows.
+    """
     ids = engine.tokenize(text, add_special=False)
     begin = engine.tokenizer.bos_id if engine.tokenizer.add_bos else None
     if begin is not None:
         ids.insert(0, begin)
     n_windows = len(ids) // window
-    if n_windows == 0:
-        raise ArgumentError(f"text: expected {window} tokens or more, one window, found {len(ids)}")
+    if n_windows < n_least:
+        wanted = "one window" if n_least == 1 else f"{n_least} windows"
+        raise ArgumentError(
+            f"text: expected {n_least * window} tokens or more, {wanted}, found {len(ids)}"
+        )
     windows = np.array(ids[: n_windows * window], np.uint32).reshape(n_windows, window)
     if begin is not None:
         windows[:, 0] = begin

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
+from typing import Literal
 
 import click
 
-from pyengine import PyengineError
+from pyengine._cli_options import SlowProgress
 from quantizers._quantize import quantize
 
 
@@ -27,37 +27,28 @@ def main(
     model: str,
     out: str,
     dtype: str,
-    method: str | None,
+    method: Literal["plain", "search", "gptq"] | None,
     calibration: tuple[str, ...],
     pure: bool,
     tokens: int,
     force: bool,
 ) -> None:
     """Writes a GGUF file whose matrices have fewer bits."""
-    chosen = method or ("gptq" if calibration else "search")
-    shown = sys.stderr.isatty()
-
-    def progress(done: int, total: int, name: str) -> None:
-        if shown:
-            click.echo(f"\r\033[K{done} of {total}  {name}", nl=False, err=True)
-
+    progress = SlowProgress("{done} of {total} tensors, {left:.0f} s left", enabled=True)
     try:
         report = quantize(
             model,
             out,
             dtype=dtype,
-            method=chosen,  # type: ignore[arg-type]
+            method=method or ("gptq" if calibration else "search"),
             calibration=calibration,
             pure=pure,
             tokens=tokens,
             overwrite=force,
-            progress=progress,
+            progress=lambda done, total, _: progress(done, total),
         )
-    except PyengineError as error:
-        raise click.ClickException(str(error)) from None
     finally:
-        if shown:
-            click.echo("\r\033[K", nl=False, err=True)
+        progress.clear()
     click.echo(f"{out}: {report.n_bytes} bytes, {report.bits_per_weight:.2f} bits per weight")
     for name, share in sorted(report.errors.items(), key=lambda item: -item[1])[:5]:
         click.echo(f"  {name}: outputs off by {share:.2%}")

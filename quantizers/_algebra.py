@@ -69,14 +69,14 @@ class Algebra(ClosableHandle):
     def solve(self, y: Floats, factor: Floats) -> Floats:
         """y times the inverse of what was factored."""
         out = np.array(y, np.float32, order="C")
-        call(lib.pe_quantizer_solve, self._handle, _at(out), _at(factor), *out.shape)
+        lib.pe_quantizer_solve(self._handle, _at(out), _at(factor), *out.shape)
         return out
 
     def product(self, a: Floats, b: Floats) -> Floats:
         """a @ b.T."""
         a, b = _contiguous(a), _contiguous(b)
         out = np.empty((len(a), len(b)), np.float32)
-        call(lib.pe_quantizer_product, self._handle, _at(out), _at(a), _at(b), len(a), len(b),
+        lib.pe_quantizer_product(self._handle, _at(out), _at(a), _at(b), len(a), len(b),
              a.shape[1])  # fmt: skip
         return out
 

@@ -15,21 +15,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from pyengine import Engine, Session
 from pyengine._layers import Tap, run_layers
-from quantizers._algebra import Algebra
+from quantizers._algebra import Algebra, Rounded
 from quantizers._weights import Weights
-from quantizers._working_file import WorkingFile
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.uint32]
 
 # Windows whose inputs are added up together.
 _CHUNK = 8
+# Windows that the head is rounded for, about.
+_HEAD_WINDOWS = 32
 
 
 @dataclass(frozen=True)
@@ -96,12 +98,12 @@ class Stream:
 
 
 class Layerwise:
-    """Quantizes all matrices of the layers that a run multiplies tokens with.
+    """Quantizes the matrices that a run multiplies tokens with, layer by layer.
 
     Args:
         source: The model as it is.
-        working: The file that is made.
-        types: The type of each matrix, by name.
+        algebra: What computes.
+        types: The type of blocks of each matrix, by name.
         windows: Calibration tokens, ``[n_windows, n_window]``.
         settings: How.
     """
@@ -109,44 +111,66 @@ class Layerwise:
     def __init__(
         self,
         source: Weights,
-        working: WorkingFile,
+        algebra: Algebra,
         types: Mapping[str, str],
         windows: Ids,
         settings: Settings,
     ) -> None:
-        self.source, self.working, self.types = source, working, types
+        self.source, self.algebra, self.types = source, algebra, types
         self.windows, self.settings = windows, settings
-        self.algebra = Algebra()
-        self.errors: dict[str, float] = {}
 
-    def head(self, engine: Engine, name: str) -> None:
-        """Quantizes the head, for the source's own last hidden states."""
-        n_layers = engine.info.n_layers
-        n_cols = self.source.file.tensors[self.source.index[name]].shape[-1]
-        moments = np.zeros((n_cols, n_cols), np.float32)
-        with engine.session() as session:
-            for tokens in self.windows[:: max(1, len(self.windows) // 32)]:
-                x = np.empty((len(tokens), n_cols), np.float32)
-                run_layers(session, tokens, 0, n_layers + 1, x)
-                self.algebra.add_moments(moments, x, x)
-        self._round(name, moments, None)
+    def run(
+        self,
+        engine: Engine,
+        working: Path,
+        names: set[str],
+        put: Callable[[str, Rounded], None],
+        encode: Callable[[str], None],
+    ) -> None:
+        """Makes all tensors.
 
-    def layers(self, engine: Engine, progress: Callable[[int, int, str], None] | None) -> set[str]:
-        """Quantizes layer after layer; gives the matrices that were."""
-        done: set[str] = set()
+        Args:
+            engine: The source's.
+            working: The file that is made; what is put or encoded stands in it at once.
+            names: All tensors that are to be quantized.
+            put: Takes a matrix that was rounded.
+            encode: Quantizes a tensor that cannot be, by itself.
+        """
+        self._put = put
+        head = "output.weight" if "output.weight" in self.source else "token_embd.weight"
+        if head in self.types:
+            self._head(engine, head)
+            names = names - {head}
+        for name in sorted(n for n in names if not n.startswith("blk.")):
+            encode(name)
         window = self.windows.shape[1]
-        with Engine(self.working.path, n_ctx=window, n_batch=window, resident="off") as made:
+        with Engine(working, n_ctx=window, n_batch=window, resident="off") as made:
             floats, quantized = Stream(engine, self.windows), Stream(made, self.windows)
-            n_layers = engine.info.n_layers
-            for layer in range(n_layers):
-                for group in self._groups(floats, layer):
-                    if progress is not None:
-                        progress(layer, n_layers, group.names[0])
+            for layer in range(engine.info.n_layers):
+                groups = self._groups(floats, layer)
+                grouped = {name for group in groups for name in group.names}
+                # All that a layer computes with must be there before its later inputs are right.
+                for name in sorted(n for n in names - grouped if n.startswith(f"blk.{layer}.")):
+                    encode(name)
+                for group in groups:
                     self._quantize(group, layer, floats, quantized)
-                    done.update(group.names)
                 floats.advance(layer)
                 quantized.advance(layer)
-        return done
+
+    def _head(self, engine: Engine, name: str) -> None:
+        """Quantizes the head, for the source's own last hidden states."""
+        n_cols = self._n_cols(name)
+        moments = np.zeros((n_cols, n_cols), np.float32)
+        with engine.session() as session:
+            for tokens in self.windows[:: max(1, len(self.windows) // _HEAD_WINDOWS)]:
+                x = np.empty((len(tokens), n_cols), np.float32)
+                run_layers(session, tokens, 0, engine.info.n_layers + 1, x)
+                self.algebra.add_moments(moments, x, x)
+        factor, _ = self.algebra.factor(moments, self.settings.damping)
+        self._round(name, self.source.floats(name), moments, factor)
+
+    def _n_cols(self, name: str) -> int:
+        return self.source.file.tensors[self.source.index[name]].shape[-1]
 
     def _groups(self, stream: Stream, layer: int) -> list[Group]:
         """The matrices of a layer in the order of use, found by a run of one window."""
@@ -191,7 +215,7 @@ class Layerwise:
 
     def _quantize(self, group: Group, layer: int, floats: Stream, quantized: Stream) -> None:
         tensor = self.source.index[group.names[0]]
-        n_cols = self.source.file.tensors[tensor].shape[-1]
+        n_cols = self._n_cols(group.names[0])
         moments = np.zeros((n_cols, n_cols), np.float32)
         lost = np.zeros((n_cols, n_cols), np.float32)
         strayed = np.zeros((floats.d_model, n_cols), np.float32) if group.repairs else None
@@ -205,28 +229,17 @@ class Layerwise:
             if strayed is not None:
                 wanted_r -= r
                 self.algebra.add_moments(strayed, wanted_r, x)
-        for name in group.names:
-            self._round(name, moments, lost, strayed)
-
-    def _round(
-        self,
-        name: str,
-        moments: Floats,
-        lost: Floats | None,
-        strayed: Floats | None = None,
-    ) -> None:
-        weights = self.source.floats(name)
         factor, _ = self.algebra.factor(moments, self.settings.damping)
-        if lost is not None:
+        for name in group.names:
+            weights = self.source.floats(name)
             moved = np.float32(self.settings.beta) * self.algebra.product(weights, lost)
             if strayed is not None:
                 moved += np.float32(self.settings.gamma) * strayed
-            weights = weights + self.algebra.solve(moved, factor)
-        rounded = self.algebra.round(
-            weights, self.types[name], moments, factor, self.settings.n_sweeps
-        )
-        self.working.write(name, rounded.blocks)
-        self.errors[name] = (rounded.error / rounded.norm) ** 0.5 if rounded.norm > 0 else 0.0
+            self._round(name, weights + self.algebra.solve(moved, factor), moments, factor)
+
+    def _round(self, name: str, weights: Floats, moments: Floats, factor: Floats) -> None:
+        n_sweeps = self.settings.n_sweeps
+        self._put(name, self.algebra.round(weights, self.types[name], moments, factor, n_sweeps))
 
 
 def _order(item: tuple[str, Tap]) -> int:

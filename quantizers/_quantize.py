@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,10 +14,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from converters._encode import BY_NAME, TensorType
-from converters._types import kept_at_8_bits, with_whole_blocks
+from converters._encode import BY_NAME, Q8_0, TensorType
+from converters._gguf_writer import Field, choose_names
+from converters._types import is_float, kept_at_8_bits, with_whole_blocks
 from pyengine import ArgumentError, Engine, ModelFile, ModelFileError
 from pyengine import quantize as encode
+from pyengine._perplexity import text_windows
+from quantizers._algebra import Algebra, Rounded
 from quantizers._layerwise import Layerwise, Settings
 from quantizers._weights import Weights
 from quantizers._working_file import WorkingFile
@@ -75,7 +79,7 @@ def quantize(
         pure: The same type for embedding and head.
         tokens: At most so many calibration tokens, in windows spread evenly over the text.
         overwrite: Replace a file that is there.
-        progress: Called with layers done, layers in all and a tensor's name.
+        progress: Called with tensors done, tensors in all and the last one's name.
 
     Raises:
         ArgumentError: An unknown type or method, no calibration text or too little of it.
@@ -90,80 +94,97 @@ def quantize(
     if method not in _METHODS:
         raise ArgumentError(f"method: expected one of {', '.join(_METHODS)}, found {method!r}")
     target = Path(out)
-    if target.exists() and not overwrite:
-        raise ModelFileError(f"{target}: expected no file, found one; --force replaces it")
+    choose_names(target, 0, overwrite)  # before any work
     if target.exists() and target.samefile(source):
         raise ModelFileError(f"{target}: expected another file than the source, found the same")
-    if not target.parent.is_dir():
-        raise ModelFileError(f"{target}: expected the folder {target.parent}, found none")
+    if method == "gptq":
+        with Engine(source, n_batch=_WINDOW, resident="off") as engine:
+            windows = _windows(engine, calibration, tokens)
+            job = _Job(engine.file, target, kind, method, pure, overwrite, progress)
+            return job.run(engine, windows)
     with ModelFile(source) as file:
-        weights = Weights(file)
-        types = _types(file, kind, pure)
-        if method == "gptq":
-            with Engine(source, n_ctx=_WINDOW, n_batch=_WINDOW, resident="off") as engine:
-                windows = _windows(engine, calibration, tokens)
-                return _run(weights, target, types, kind, method, progress, engine, windows)
-        return _run(weights, target, types, kind, method, progress, None, None)
+        return _Job(file, target, kind, method, pure, overwrite, progress).run()
 
 
-def _run(
-    weights: Weights,
-    target: Path,
-    types: Mapping[str, TensorType],
-    kind: TensorType,
-    method: Method,
-    progress: Callable[[int, int, str], None] | None,
-    engine: Engine | None,
-    windows: npt.NDArray[np.uint32] | None,
-) -> Report:
-    report = {"method": method, "type": kind.name}
-    if windows is not None:
-        report["calibration"] = hashlib.sha256(windows.tobytes()).hexdigest()
-        report["tokens"] = str(windows.size)
-    names = {name: each.name for name, each in types.items()}
-    with WorkingFile(target, weights, types, kind.file_type, json.dumps(report)) as working:
-        done: set[str] = set()
-        errors: Mapping[str, float] = {}
-        if engine is not None and windows is not None:
-            job = Layerwise(weights, working, names, windows, Settings())
-            tied = "output.weight" not in weights
-            head = "token_embd.weight" if tied else "output.weight"
-            if not tied:
-                _encode_tensor(weights, working, "token_embd.weight", names, method)
-            if head in names:
-                job.head(engine, head)
-            done = {head, "token_embd.weight"} | job.layers(engine, progress)
-            errors = job.errors
-        for i, name in enumerate(names):
-            if name not in done:
-                if progress is not None and engine is None:
-                    progress(i, len(names), name)
-                _encode_tensor(weights, working, name, names, method)
-        working.finish()
-        n_weights = sum(int(np.prod(t.shape, dtype=np.int64)) for t in weights.file.tensors)
-        n_tokens = windows.size if windows is not None else 0
-        return Report(working.n_bytes, working.n_bytes * 8 / n_weights, names, errors, n_tokens)
+class _Job:
+    """One file that is made of another."""
 
+    def __init__(
+        self,
+        file: ModelFile,
+        target: Path,
+        kind: TensorType,
+        method: Method,
+        pure: bool,
+        overwrite: bool,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> None:
+        self.source = Weights(file)
+        self.types = _types(file, kind, pure)
+        self.errors: dict[str, float] = {}
+        self._target, self._kind, self._method = target, kind, method
+        self._overwrite, self._progress = overwrite, progress
+        self._n_done = 0
 
-def _encode_tensor(
-    weights: Weights, working: WorkingFile, name: str, types: Mapping[str, str], method: Method
-) -> None:
-    if name not in types:
-        return
-    how: Literal["plain", "search"] = "plain" if method == "plain" else "search"
-    if types[name] in ("F16", "BF16", "F32"):
-        how = "plain"
-    working.write(name, encode(weights.floats(name), types[name], method=how))
+    def run(
+        self, engine: Engine | None = None, windows: npt.NDArray[np.uint32] | None = None
+    ) -> Report:
+        """Makes the file; with a calibration text by the engine's layers."""
+        report = {"method": self._method, "type": self._kind.name}
+        if windows is not None:
+            report["calibration"] = hashlib.sha256(windows.tobytes()).hexdigest()
+            report["tokens"] = str(windows.size)
+        fields = (
+            Field("general.file_type", "u32", self._kind.file_type),
+            Field("general.quantization_version", "u32", 2),
+            Field("pyengine.quantization", "str", json.dumps(report)),
+        )
+        names = {name: each.name for name, each in self.types.items()}
+        with contextlib.closing(
+            WorkingFile(self._target, self.source, self.types, fields, overwrite=self._overwrite)
+        ) as working:
+            self._working = working
+            if engine is None or windows is None:
+                for name in names:
+                    self._encode(name)
+            else:
+                blocks = {name: each.name for name, each in self.types.items() if each.quantized}
+                with Algebra() as algebra:
+                    layerwise = Layerwise(self.source, algebra, blocks, windows, Settings())
+                    layerwise.run(engine, working.path, set(names), self._put, self._encode)
+            working.finish()
+            shapes = [info.shape for info in self.source.file.tensors]
+            n_weights = sum(int(np.prod(shape, dtype=np.int64)) for shape in shapes)
+            n_tokens = windows.size if windows is not None else 0
+            n_bits = working.n_bytes * 8
+            return Report(working.n_bytes, n_bits / n_weights, names, self.errors, n_tokens)
+
+    def _encode(self, name: str) -> None:
+        """Quantizes a tensor by itself."""
+        kind = self.types[name]
+        how: Literal["plain", "search"] = "search"
+        if self._method == "plain" or not kind.quantized:
+            how = "plain"
+        self._write(name, encode(self.source.floats(name), kind.name, method=how))
+
+    def _put(self, name: str, rounded: Rounded) -> None:
+        """Takes a tensor that was rounded with feedback."""
+        self.errors[name] = (rounded.error / rounded.norm) ** 0.5 if rounded.norm > 0 else 0.0
+        self._write(name, rounded.blocks)
+
+    def _write(self, name: str, blocks: npt.NDArray[np.uint8]) -> None:
+        self._working.write(name, blocks)
+        self._n_done += 1
+        if self._progress is not None:
+            self._progress(self._n_done, len(self.types), name)
 
 
 def _types(file: ModelFile, kind: TensorType, pure: bool) -> dict[str, TensorType]:
     types: dict[str, TensorType] = {}
     for info in file.tensors:
-        if len(info.shape) < 2 or info.name.endswith((".bias", ".ffn_gate_inp.weight")):
+        if is_float(info.name, info.shape):
             continue
-        if not info.name.endswith(".weight") or (info.dtype == "F32" and info.shape[0] == 1):
-            continue
-        wanted = BY_NAME["q8_0"] if not pure and kept_at_8_bits(info.name) else kind
+        wanted = Q8_0 if not pure and kept_at_8_bits(info.name) else kind
         types[info.name] = with_whole_blocks(wanted, info.shape[-1])
     return types
 
@@ -171,6 +192,7 @@ def _types(file: ModelFile, kind: TensorType, pure: bool) -> dict[str, TensorTyp
 def _windows(
     engine: Engine, calibration: Sequence[str | os.PathLike[str]], tokens: int
 ) -> npt.NDArray[np.uint32]:
+    """Windows of the calibration text, spread evenly over it."""
     if not calibration:
         raise ArgumentError("calibration: expected a text file or more, found none")
     texts = []
@@ -179,12 +201,7 @@ def _windows(
             texts.append(Path(path).read_text("utf-8", errors="replace"))
         except OSError as error:
             raise ModelFileError(f"{path}: cannot be read: {error.strerror}") from error
-    ids = np.array(engine.tokenize("\n".join(texts)), np.uint32)
-    n = len(ids) // _WINDOW
-    if n < _MIN_WINDOWS:
-        raise ArgumentError(
-            f"calibration: expected {_MIN_WINDOWS * _WINDOW} tokens or more, found {len(ids)}"
-        )
-    windows = ids[: n * _WINDOW].reshape(n, _WINDOW)
-    keep = min(n, max(_MIN_WINDOWS, tokens // _WINDOW))
-    return np.ascontiguousarray(windows[np.linspace(0, n - 1, keep).astype(np.int64)])
+    window = min(_WINDOW, engine.n_ctx)
+    windows = text_windows(engine, "\n".join(texts), window, n_least=_MIN_WINDOWS)
+    keep = min(len(windows), max(_MIN_WINDOWS, tokens // window))
+    return np.ascontiguousarray(windows[np.linspace(0, len(windows) - 1, keep).astype(np.int64)])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from converters._encode import TensorType
 from pyengine import ModelFile, dequantize
 from pyengine._native import call, ffi, lib
 
@@ -31,24 +32,32 @@ class Weights:
 
     def raw(self, name: str) -> npt.NDArray[np.uint8]:
         """A tensor's bytes, in the file's mapping."""
-        tensor = ffi.new("pe_tensor_info *")
-        call(lib.pe_file_tensor, tensor, self.file.handle, self.index[name])
+        tensor = self._tensor(name)
         return np.frombuffer(ffi.buffer(tensor.data, tensor.n_bytes), np.uint8)
 
-    def code(self, name: str) -> int:
-        """The number of a tensor's type in the file."""
+    def kind(self, name: str) -> TensorType:
+        """A tensor's type, also one that no file is written in (its file type is 0 here)."""
+        code = self._tensor(name).dtype
+        info = ffi.new("pe_dtype_info *")
+        call(lib.pe_dtype_describe, info, code)
+        return TensorType(
+            ffi.string(info.name).decode(), code, 0, info.block_weights, info.block_bytes
+        )
+
+    def _tensor(self, name: str) -> Any:
         tensor = ffi.new("pe_tensor_info *")
         call(lib.pe_file_tensor, tensor, self.file.handle, self.index[name])
-        return int(tensor.dtype)
+        return tensor
 
     def metadata(self) -> Iterator[tuple[bytes, bytes]]:
-        """Keys and values as the file has them, type and all."""
-        meta = ffi.new("pe_meta *")
-        for i in range(len(self.file.metadata)):
+        """Keys, and whole entries as the file has them."""
+        info, meta = ffi.new("pe_file_info *"), ffi.new("pe_meta *")
+        lib.pe_file_describe(info, self.file.handle)
+        for i in range(info.n_meta):
             call(lib.pe_file_meta, meta, self.file.handle, i)
             key = bytes(ffi.buffer(meta.key, meta.key_bytes))
             data = bytes(ffi.buffer(meta.data, meta.n_bytes))
-            head = struct.pack("<I", meta.type)
+            head = struct.pack("<Q", len(key)) + key + struct.pack("<I", meta.type)
             if meta.type == lib.PE_META_ARRAY:
                 head += struct.pack("<IQ", meta.item_type, meta.n_items)
             elif meta.type == lib.PE_META_STRING:

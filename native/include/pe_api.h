@@ -164,13 +164,13 @@ pe_status pe_quantizer_factor(pe_quantizer *quantizer, float *h, uint64_t n, flo
 
 /* Replaces rows y by y H^-1, H given by its factor.
  * shape    y [n_rows][n], factor [n][n] */
-pe_status pe_quantizer_solve(pe_quantizer *quantizer, float *y, const float *factor,
-                             uint64_t n_rows, uint64_t n, pe_error *err);
+void pe_quantizer_solve(pe_quantizer *quantizer, float *y, const float *factor, uint64_t n_rows,
+                        uint64_t n);
 
 /* out[i][j] = dot of row i of a and row j of b.
  * shape    out [n_a][n_b], a [n_a][n], b [n_b][n] */
-pe_status pe_quantizer_product(pe_quantizer *quantizer, float *out, const float *a, const float *b,
-                               uint64_t n_a, uint64_t n_b, uint64_t n, pe_error *err);
+void pe_quantizer_product(pe_quantizer *quantizer, float *out, const float *a, const float *b,
+                          uint64_t n_a, uint64_t n_b, uint64_t n);
 
 /* A matrix to be rounded. */
 typedef struct pe_rounding {

@@ -57,7 +57,7 @@ CONVERTERS_MAY = {"", "_errors", "_pretokenizers", "_self_test", "_vocabulary"}
 
 # Modules of pyengine and of the converters that the quantizers use.
 QUANTIZERS_MAY = {
-    "pyengine": {"", "_errors", "_layers", "_native", "_quant"},
+    "pyengine": {"", "_cli_options", "_errors", "_layers", "_native", "_perplexity", "_quant"},
     "converters": {"", "_encode", "_gguf_writer", "_types"},
 }
 

@@ -17,10 +17,18 @@ import numpy as np
 import pytest
 
 import converters
+import quantizers
 from converters._families import FAMILIES
 from converters._gguf_writer import Field
 from converters._mapping import ModelMapping
-from pyengine import ConversionError, Engine, ModelFormatError, UnsupportedModelError
+from pyengine import (
+    ConversionError,
+    Engine,
+    ModelFile,
+    ModelFormatError,
+    UnsupportedModelError,
+)
+from quantizers._weights import Weights
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 NAMES = sorted(path.parent.name for path in (GOLDEN / "families").glob("*/logits.npy"))
@@ -57,6 +65,20 @@ def expected_of(name: str) -> Array:
     return rows
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_quantizing_a_converted_file_is_converting_to_that_type(
+    name: str, converted: Converted, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.gguf"
+    quantizers.quantize(converted(name, "f32"), out, dtype="q8_0", method="plain")
+    with ModelFile(out) as file, ModelFile(converted(name, "q8_0")) as other:
+        ours, theirs = Weights(file), Weights(other)
+        assert [tensor.dtype for tensor in file.tensors] == [t.dtype for t in other.tensors]
+        for tensor in file.tensors:
+            assert (ours.raw(tensor.name) == theirs.raw(tensor.name)).all(), tensor.name
+        assert file.unsupported_reason() is None
+
+
 def test_every_architecture_has_a_golden() -> None:
     kinds = {
         json.loads((GOLDEN / "families" / name / "config.json").read_text("utf-8"))["model_type"]
@@ -64,6 +86,34 @@ def test_every_architecture_has_a_golden() -> None:
     }
     tested = {family.architecture for family in FAMILIES.values() if family.model_type in kinds}
     assert tested | {"llama"} == {family.architecture for family in FAMILIES.values()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_family_quantizes_with_feedback(
+    name: str, converted: Converted, tmp_path: Path
+) -> None:
+    rng = np.random.default_rng(0)
+    words = rng.choice(["the", "little", "fox", "saw", "a", "big", "tree"], 3000)
+    text, out = tmp_path / "text.txt", tmp_path / "out.gguf"
+    text.write_text(" ".join(words))
+
+    def quantize() -> quantizers.Report:
+        return quantizers.quantize(
+            converted(name, "f32"), out, dtype="q8_0", calibration=[text], tokens=2048
+        )
+
+    if name == "gemma4":
+        with pytest.raises(UnsupportedModelError, match="share keys and values"):
+            quantize()
+        assert not list(tmp_path.glob("out*"))
+        return
+    report = quantize()
+    assert any("blk.0." in matrix for matrix in report.errors)
+    tokens, expected = tokens_of(name), expected_of(name)
+    with Engine(out, n_threads=2) as engine:
+        found = engine.logits(tokens)[-len(expected) :]
+    # The weights are random, and so are the experts that a rounding makes the router choose.
+    assert np.sqrt(np.mean((found - expected) ** 2)) / expected.std() < 0.3
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import pyengine
 import quantizers
 from pyengine import ArgumentError, Engine, ModelFile, ModelFileError, dequantize
 from pyengine._layers import Tap, run_layers
@@ -40,8 +41,6 @@ def test_algebra_is_that_of_numpy() -> None:
     ("dtype", "n"), [("Q4_0", 160), ("Q4_1", 160), ("Q8_0", 160), ("Q4_K", 256)]
 )
 def test_feedback_beats_search_with_any_number_of_threads(dtype: str, n: int) -> None:
-    from pyengine import quantize
-
     _, moments = make_moments(n)
     weights = np.random.default_rng(2).standard_normal((70, n)).astype(np.float32)
     found = []
@@ -54,7 +53,7 @@ def test_feedback_beats_search_with_any_number_of_threads(dtype: str, n: int) ->
     error = float(((errors @ moments) * errors).sum())
     assert math.isclose(error, found[0].error, rel_tol=1e-2)
     importance = moments.diagonal().copy()
-    searched = quantize(weights, dtype, method="search", importance=importance)
+    searched = pyengine.quantize(weights, dtype, method="search", importance=importance)
     errors = weights - dequantize(searched, dtype)
     assert error < 0.7 * float(((errors @ moments) * errors).sum())
 

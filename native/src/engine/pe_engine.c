@@ -598,9 +598,11 @@ pe_status pe_session_run_layers(pe_session *session, const pe_layer_run *run, co
                                 pe_error *err) {
     pe_engine *engine = session->engine;
     PE_TRY(pe_engine_check_owner(engine, err));
-    PE_TRY(check_run(session, run, err));
     pthread_mutex_lock(&engine->mutex);
-    const pe_status status = run_layers(session, run, cancel, err);
+    pe_status status = check_run(session, run, err);
+    if (status == PE_OK) {
+        status = run_layers(session, run, cancel, err);
+    }
     pthread_mutex_unlock(&engine->mutex);
     return status;
 }

@@ -8,7 +8,6 @@
  * an error there costs.
  */
 #include <math.h>
-#include <stdlib.h>
 
 #include "pe_mem.h"
 #include "pe_quantizer.h"

@@ -1,6 +1,4 @@
 /* Sums of products of inputs: second moments, and moments of one input with another. */
-#include <stdlib.h>
-
 #include "pe_mem.h"
 #include "pe_quantizer.h"
 

@@ -62,10 +62,8 @@ static void product_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
                 job->a + first * job->n, job->n, n_a, job->n);
 }
 
-pe_status pe_quantizer_product(pe_quantizer *q, float *out, const float *a, const float *b,
-                               uint64_t n_a, uint64_t n_b, uint64_t n, pe_error *err) {
-    (void)err;
+void pe_quantizer_product(pe_quantizer *q, float *out, const float *a, const float *b, uint64_t n_a,
+                          uint64_t n_b, uint64_t n) {
     product_job job = {.q = q, .out = out, .a = a, .b = b, .n_a = n_a, .n_b = n_b, .n = n};
     pe_pool_run(q->pool, product_chunk, &job, (uint32_t)pe_ceil_div(n_a, PE_SOLVE_ROWS));
-    return PE_OK;
 }

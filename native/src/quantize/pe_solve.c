@@ -63,10 +63,8 @@ static void solve_chunk(void *arg, uint32_t i_chunk, uint32_t i_thread) {
     solve_lower(job, job->y + first * job->n, n_rows);
 }
 
-pe_status pe_quantizer_solve(pe_quantizer *q, float *y, const float *factor, uint64_t n_rows,
-                             uint64_t n, pe_error *err) {
-    (void)err;
+void pe_quantizer_solve(pe_quantizer *q, float *y, const float *factor, uint64_t n_rows,
+                        uint64_t n) {
     solve_job job = {.q = q, .y = y, .factor = factor, .n_rows = n_rows, .n = n};
     pe_pool_run(q->pool, solve_chunk, &job, (uint32_t)pe_ceil_div(n_rows, PE_SOLVE_ROWS));
-    return PE_OK;
 }
